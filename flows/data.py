@@ -1,0 +1,6 @@
+"""Read the sources, filter, de-duplicate, split."""
+
+from flows.stage import main
+
+if __name__ == "__main__":
+    main("data")

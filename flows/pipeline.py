@@ -1,0 +1,156 @@
+"""The whole pipeline as one Prefect flow: every stale stage in graph order, then registration.
+
+DVC decides whether a stage runs, Prefect when, Ray where; MLflow remembers. Read this first, then `flows/stage.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from flows import services, summary
+from flows.stage import EXIT_WORKER_LOST
+from tasks import registry
+from tasks.errors import UserError
+from tasks.parameters import Parameters
+from tasks.runtime import guard, reproduction, stages
+from tasks.runtime.checkout import Checkout
+from tasks.runtime.reproduction import Plan, StageFailed
+from tasks.runtime.stages import Stage
+from tasks.tracking import journal
+from tasks.tracking.journal import Journal
+
+_RETRIES = 3
+_RETRY_DELAYS_S = [1, 5, 20]
+
+
+@dataclass
+class Run:
+    """A pipeline run under way: what it was asked, and what it has done so far (seconds by stage)."""
+
+    checkout: Checkout
+    params: Parameters
+    graph: dict[str, Stage]
+    plan: Plan
+    console: Console
+    is_partial: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    restored: list[str] = field(default_factory=list)
+
+
+def retrying_helps(error: BaseException) -> bool:
+    """Whether a stage failed because a process was killed or lost, and not because of what it was given."""
+    return isinstance(error, StageFailed) and (error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143))
+
+
+def execute(run: Run) -> registry.Version | None:
+    """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
+    with ExitStack() as stack:
+        record = stack.enter_context(Journal(run.checkout.journals, "pipeline"))
+        run_id = record.id
+        closed = guard.close_earlier_runs(run.checkout)
+        if closed:
+            run.console.print(f"[dim]closed what {len(closed)} interrupted run(s) had left behind[/dim]")
+        stack.enter_context(guard.run_guard(run.checkout, run_id))
+        os.environ[journal.PIPELINE_ID] = run_id
+        stack.callback(os.environ.pop, journal.PIPELINE_ID, None)
+        record.start("pipeline", kind="pipeline", params=run.params.model_dump(mode="json"))
+        run.console.print("[dim]starting Prefect, Ray and MLflow …[/dim]")
+        started = time.monotonic()
+        stack.enter_context(services.prefect_server(run.checkout))
+        stack.enter_context(services.ray_head(run.params))
+        sender = stack.enter_context(services.mlflow_sender(run.checkout))
+        services.wait_for_prefect(run.checkout)
+        run.console.print(
+            f"[dim]Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}, Ray at "
+            f"{os.environ['AXON_RAY_ADDRESS']}, ready in {time.monotonic() - started:.0f} s[/dim]"
+        )
+        _pipeline_flow(run)
+        record.end("FINISHED", outputs={})
+        sender.deliver()
+        version = None
+        if not run.is_partial:
+            version = registry.register(run.checkout)
+        return version
+
+
+def _pipeline_flow(run: Run) -> None:
+    """Run the Prefect flow `pipeline`: one task a stage, tried again where a process was lost."""
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.logging.handlers import APILogWorker
+
+    def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
+        try:
+            state.result()
+        except StageFailed as error:
+            if retrying_helps(error):
+                run.console.print(
+                    f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]"
+                )
+                return True
+        return False
+
+    def one(name: str) -> None:
+        _reproduce(run, name)
+
+    @flow(name="pipeline", flow_run_name="pipeline", persist_result=False)
+    def pipeline() -> None:
+        for name in [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]:
+            task(
+                name=name,
+                task_run_name=name,
+                retries=_RETRIES,
+                retry_delay_seconds=[float(s) for s in _RETRY_DELAYS_S],
+                retry_condition_fn=only_lost_processes,
+                persist_result=False,
+                cache_policy=NO_CACHE,
+            )(one)(name)
+
+    try:
+        pipeline()
+    finally:
+        APILogWorker.drain_all(timeout=5)
+        reproduction.write_lock_in_order(run.checkout.root, run.graph)
+
+
+def _reproduce(run: Run, name: str) -> None:
+    """Have DVC reproduce one stage, and say what came of it."""
+    started = time.monotonic()
+    journals = set(run.checkout.journals.glob("*.jsonl"))
+    run.console.print(f"[bold]{name}[/bold]")
+    ran = reproduction.reproduce(run.checkout.root, name)
+    if not ran:
+        run.console.print(f"  {name}: unchanged")
+        return
+    run.seconds[name] = time.monotonic() - started
+    executed = any(f"-{name}-" in p.name for p in set(run.checkout.journals.glob("*.jsonl")) - journals)
+    if not executed:
+        run.restored.append(name)
+    figure = summary.key_figure(run.checkout.root, name)
+    how = "restored from DVC's cache" if not executed else f"{run.seconds[name]:.0f} s"
+    run.console.print(f"  [green]✓[/green] {name}  {how}  {figure}")
+
+
+def check_targets(checkout: Checkout, targets: list[str]) -> dict[str, Stage]:
+    """The stage graph; a `UserError` if a target is not in it."""
+    graph = stages.read_stages(checkout.root)
+    for target in targets:
+        if target not in graph:
+            close = difflib.get_close_matches(target, list(graph), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{target} is not a stage; {hint}Stages: {', '.join(graph)}.")
+    return graph
+
+
+def prepare(checkout: Checkout, params: Parameters, targets: list[str], console: Console) -> Run:
+    """Ask DVC what there is to do."""
+    graph = check_targets(checkout, targets)
+    plan = reproduction.plan(checkout.root, graph, targets, params.model_dump(mode="json"))
+    return Run(checkout=checkout, params=params, graph=graph, plan=plan, console=console, is_partial=bool(targets))

@@ -1,0 +1,111 @@
+"""Run one stage: its Prefect flow around one Ray actor. DVC starts this as `python -m flows.STAGE`.
+
+The order matters for speed: the actor is started first and imports torch while this process imports Prefect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flows.progress import Progress
+from tasks.errors import UserError
+from tasks.parameters import load
+from tasks.runtime import checkout as checkouts
+from tasks.runtime import environment, guard, stages
+from tasks.runtime.checkout import Checkout
+from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
+from tasks.tracking import journal
+from tasks.tracking.journal import Journal
+
+EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
+
+
+def main(name: str) -> None:
+    """Run the stage and leave with its exit code: 0, 1 failed, 2 configuration, 75 a worker died."""
+    guard.die_with_run()
+    try:
+        checkout = checkouts.find()
+        environment.prepare(checkout)
+        with guard.exclusive(checkout.locks / "stage", who=f"stage {name}", waiting=None):
+            _execute(checkout, name)
+        code = 0
+    except UserError as error:
+        print(f"\n{name}: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except WorkerLost as error:
+        print(f"\n{name}: a Ray worker was lost ({error}).", file=sys.stderr, flush=True)
+        code = EXIT_WORKER_LOST
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Every result is on disk and every lock is gone with the process: the engines' exit handlers only cost time.
+    os._exit(code)
+
+
+def _execute(checkout: Checkout, name: str) -> None:
+    params = load(checkout.root)
+    graph = stages.read_stages(checkout.root)
+    stage = graph[name]
+    with Journal(checkout.journals, name) as record, stage_workers(checkout, name, params) as workers:
+        inputs = stages.hash_inputs(checkout.root, graph, name)
+        values = params.model_dump(mode="json")
+        record.start(
+            name,
+            kind="stage",
+            parent=os.environ.get(journal.PIPELINE_ID),
+            params={key: stages.value_at(values, key) for key in stage.params},
+            inputs=inputs,
+        )
+        identity = stages.execution_digest(stage, inputs, values)
+        checkpoints = checkout.checkpoints / f"{name}-{identity[:16]}"
+        work = _as_flow(name, lambda: _work(workers, str(checkpoints), name, record))
+        result = work()
+        outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
+        record.metrics(0, {"work_s": result["work_s"]})
+        record.end("FINISHED", outputs=outputs, modules=result["modules"])
+    if journal.PIPELINE_ID not in os.environ:
+        _deliver(checkout)
+
+
+def _as_flow(name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The Prefect flow `name` with the one task `work`."""
+    from prefect import flow, tags, task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.logging.handlers import APILogWorker
+
+    step = task(name=f"{name}-step", persist_result=False, cache_policy=NO_CACHE)(work)
+
+    @flow(name=name, flow_run_name=name, persist_result=False)
+    def stage() -> dict[str, Any]:
+        return step()
+
+    def run() -> dict[str, Any]:
+        try:
+            with tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
+                return stage()
+        finally:
+            APILogWorker.drain_all(timeout=5)
+
+    return run
+
+
+def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -> dict[str, Any]:
+    """Execute the step in its worker, showing and recording what it reports."""
+    with Progress(name) as progress:
+
+        def on_event(event: dict[str, Any]) -> None:
+            progress.show(event)
+            record.metrics(event["step"], event["values"], event["time"])
+
+        return workers.run(checkpoints, on_event)
+
+
+def _deliver(checkout: Checkout) -> None:
+    """Outside a pipeline run there is nobody else to tell MLflow."""
+    from tasks.tracking.mlflow_store import Sender
+
+    Sender(checkout).deliver()

@@ -1,0 +1,126 @@
+"""`axon chat` and `axon generate`: load a model directory and print its tokens as they come."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import registry
+from tasks.errors import UserError
+from tasks.runtime.checkout import Checkout
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+STAGES = ("pretrain", "sft", "sft_continued", "ppo", "dpo")
+
+
+def directory_of(checkout: Checkout, model: str) -> Path:
+    """The model directory of a stage or of a registry alias."""
+    if model in STAGES:
+        directory = checkout.root / "models" / model
+        if not directory.is_dir():
+            raise UserError(f"models/{model} is not there yet; make it with `axon run {model}`.", exit_code=1)
+        return directory
+    if model in (registry.CHAMPION, registry.CHALLENGER):
+        return registry.download(checkout, model)
+    allowed = ", ".join((registry.CHAMPION, registry.CHALLENGER, *STAGES))
+    raise UserError(f"--model {model!r} is not a model; allowed: {allowed}.")
+
+
+class Speaker:
+    """A loaded model with its tokenizer."""
+
+    def __init__(self, checkout: Checkout, model: str) -> None:
+        directory = directory_of(checkout, model)
+        from tokenizers import Tokenizer
+
+        import axon_models
+
+        self.name = model
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._module = axon_models.load(directory)
+
+    def say(self, tokens: list[int], emit: Callable[[str], None], **settings: Any) -> int:
+        """Generate behind `tokens`, passing text on as it becomes whole characters; returns the count of tokens."""
+        import axon_models
+        from tasks.tokenizers import chat
+
+        limit = self._module.config.max_positions - settings["max_new_tokens"]
+        if limit < 1 or len(tokens) > limit:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens; with --max-new-tokens {settings['max_new_tokens']} at most "
+                f"{max(limit, 0)} fit into this model's {self._module.config.max_positions} positions."
+            )
+        text = _Stream(self._tokenizer, emit)
+        (answer,) = axon_models.generate(
+            self._module,
+            [tokens],
+            eos_id=chat.END,
+            stream=lambda _row, token: text.add(token) if token != chat.END else None,
+            **settings,
+        )
+        return len(answer)
+
+    def conversation(self, messages: list[dict[str, str]]) -> list[int]:
+        from tasks.tokenizers import chat
+
+        return chat.encode_messages(self._tokenizer, messages)
+
+    def text(self, prompt: str) -> list[int]:
+        from tasks.tokenizers import chat
+
+        return [chat.END_OF_TEXT, *chat.encode_text(self._tokenizer, prompt)]
+
+
+class _Stream:
+    """Decodes tokens to text as they come; bytes of an unfinished character wait for the rest."""
+
+    def __init__(self, tokenizer: Tokenizer, emit: Callable[[str], None]) -> None:
+        from tasks.tokenizers import bytelevel
+
+        self._bytes_of = bytelevel.token_bytes(tokenizer)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._emit = emit
+
+    def add(self, token: int) -> None:
+        text = self._decoder.decode(self._bytes_of[token])
+        if text:
+            self._emit(text)
+
+
+def _print(text: str) -> None:
+    # Control characters of a model must not reach a terminal.
+    print("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text), end="", flush=True)
+
+
+def generate(checkout: Checkout, model: str, prompt: str, *, raw: bool, **settings: Any) -> None:
+    """Answer one prompt, or continue it with `raw`."""
+    speaker = Speaker(checkout, model)
+    tokens = speaker.text(prompt) if raw else speaker.conversation([{"role": "user", "content": prompt}])
+    if raw:
+        _print(prompt)
+    speaker.say(tokens, _print, **settings)
+    print()
+
+
+def chat(checkout: Checkout, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
+    """Read a line, answer it, until an empty line, Ctrl-D or Ctrl-C. Each question stands by itself."""
+    speaker = Speaker(checkout, model)
+    print(f"{speaker.name}. Ask for example: 37 + 48 = ?   (an empty line or Ctrl-D ends)")
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not line:
+            return
+        tokens = speaker.conversation([{"role": "user", "content": line}])
+        try:
+            speaker.say(tokens, _print, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+        except UserError as error:
+            print(error, end="")
+        print()

@@ -1,0 +1,6 @@
+"""Train the tokenizer and tokenise everything once."""
+
+from flows.stage import main
+
+if __name__ == "__main__":
+    main("tokenizer")

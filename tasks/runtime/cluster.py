@@ -1,0 +1,145 @@
+"""Start or find Ray, and the actors of one stage.
+
+Default: an embedded Ray of this run, every listener on loopback, token authentication on. `RAY_ADDRESS` names a
+cluster instead.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.parameters import Parameters
+from tasks.runtime import worker
+from tasks.runtime.checkout import Checkout
+
+ADDRESS = "AXON_RAY_ADDRESS"
+# Modules a pool worker imports ahead of its first item, by stage; stages that are not here do not fan out.
+POOLS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "preferences": ("torch",),
+    "evaluate": ("torch",),
+}
+
+
+def _ray() -> Any:
+    import ray
+    import ray._private.ray_constants as constants
+
+    # With clusters disabled Ray binds every listener to loopback; `_node_ip_address` alone does not (Ray 2.60).
+    if not os.environ.get("RAY_ADDRESS"):
+        constants.ENABLE_RAY_CLUSTER = False
+    return ray
+
+
+def n_cpus_needed(params: Parameters) -> int:
+    return max(os.cpu_count() or 1, params.threads, params.runtime.sampling_workers)
+
+
+def start(params: Parameters) -> str:
+    """Start the embedded Ray, or connect to `RAY_ADDRESS`; returns the address for the stages."""
+    ray = _ray()
+    cluster = os.environ.get("RAY_ADDRESS")
+    if cluster:
+        ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+        return cluster
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        num_cpus=n_cpus_needed(params),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=256 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def connect(params: Parameters) -> None:
+    """Connect a stage to the run's Ray, or start one for this stage alone (plain `dvc repro`)."""
+    address = os.environ.get(ADDRESS)
+    if address:
+        _ray().init(address=address, log_to_driver=False, logging_level="ERROR")
+    else:
+        start(params)
+
+
+def shut_down() -> None:
+    _ray().shutdown()
+
+
+class WorkerLost(Exception):
+    """A Ray process of the stage died; running the stage again goes on from its last checkpoint."""
+
+
+@dataclass
+class StageWorkers:
+    """The actors of one stage, owned by the stage process and gone with it."""
+
+    checkout: Checkout
+    step: str
+    params: Parameters
+    _actor: Any = None
+    _pool: list[Any] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Create the actors and let them import; returns at once."""
+        ray = _ray()
+        n_cpus = 0 if self.step in POOLS else self.params.threads
+        n_gpus = 1 if self.params.device == "cuda" and self.step not in POOLS else 0
+        if n_gpus and not ray.cluster_resources().get("GPU"):
+            raise UserError(
+                "params.yaml: device='cuda', but Ray sees no GPU here. Set device to cpu, or RAY_ADDRESS to a "
+                "cluster with GPUs; `axon doctor` shows what this machine has."
+            )
+        step_class: Any = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_concurrency=2)(worker.StepWorker)
+        self._actor = step_class.remote(str(self.checkout.root), self.step)
+        self._actor.warm.remote()
+        if self.step in POOLS:
+            pool_class: Any = ray.remote(num_cpus=1)(worker.PoolWorker)
+            for _ in range(self.params.runtime.sampling_workers):
+                self._pool.append(pool_class.remote(str(self.checkout.root), list(POOLS[self.step])))
+
+    def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`."""
+        ray = _ray()
+        result = self._actor.run.remote(self.params, checkpoints, self._pool)
+        try:
+            while True:
+                done, _ = ray.wait([result], timeout=0.5)
+                for event in ray.get(self._actor.events.remote()):
+                    on_event(event)
+                if done:
+                    returned: dict[str, Any] = ray.get(result)
+                    return returned
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ray.exceptions.RayActorError):
+                raise WorkerLost(str(cause).splitlines()[0]) from None
+            raise cause if isinstance(cause, Exception) else error from error
+        except ray.exceptions.RayActorError as error:
+            raise WorkerLost(str(error).splitlines()[0]) from None
+
+    def stop(self) -> None:
+        ray = _ray()
+        for actor in (self._actor, *self._pool):
+            if actor is not None:
+                ray.kill(actor)
+
+
+@contextmanager
+def stage_workers(checkout: Checkout, step: str, params: Parameters) -> Iterator[StageWorkers]:
+    """Connect to Ray and hold the actors of one stage."""
+    connect(params)
+    workers = StageWorkers(checkout, step, params)
+    try:
+        workers.start()
+        yield workers
+    finally:
+        workers.stop()
+        shut_down()

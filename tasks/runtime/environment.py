@@ -1,0 +1,50 @@
+"""Environment variables every process of Axon starts with: no telemetry, no hub, loopback only, quiet engines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tasks.runtime.checkout import Checkout
+
+_FIXED = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "RAY_AUTH_MODE": "token",
+}
+_DEFAULTS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    # The pages of Prefect show its logs; the terminal shows ours.
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "TOKENIZERS_PARALLELISM": "true",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONHASHSEED": "0",
+}
+
+
+def prepare(checkout: Checkout) -> None:
+    """Set the environment of this process and of all that it starts. Call before importing an engine."""
+    os.environ.update(_FIXED)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(checkout.state / "prefect"))
+    os.environ.setdefault("HF_HOME", str(checkout.state / "huggingface"))
+    os.environ.setdefault("MPLCONFIGDIR", str(checkout.state / "matplotlib"))
+    bin_directory = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != bin_directory:
+        os.environ["PATH"] = bin_directory + os.pathsep + os.environ.get("PATH", "")
+    # Ray's workers import tasks from this checkout, wherever their working directory is.
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if str(checkout.root) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(checkout.root), *paths])

@@ -1,0 +1,132 @@
+"""What runs inside Ray: the actor that executes one step, and the pool that steps fan out to."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tasks.parameters import Parameters
+
+STEP_MODULES = "tasks.steps"
+
+
+def _enter(root: str) -> None:
+    """Work in the checkout and import from it; Ray starts workers elsewhere."""
+    os.chdir(root)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+
+
+def _resolve(function: str) -> Callable[[Any], Any]:
+    module, _, name = function.partition(":")
+    resolved: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return resolved
+
+
+class PoolWorker:
+    """One process with one thread that applies named functions to JSON items."""
+
+    def __init__(self, root: str, imports: Sequence[str]) -> None:
+        _enter(root)
+        for module in imports:
+            importlib.import_module(module)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+
+    def apply(self, function: str, item: str) -> str:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        return json.dumps(_resolve(function)(json.loads(item)))
+
+    def imported(self) -> list[str]:
+        """The modules of this project that are loaded here, for the test of `deps`."""
+        return project_modules()
+
+
+def project_modules() -> list[str]:
+    return sorted(m for m in sys.modules if m.split(".")[0] in ("flows", "tasks", "axon_models"))
+
+
+class StepWorker:
+    """The process that executes one step. `run` works in one thread; `events` answers in another."""
+
+    def __init__(self, root: str, step: str) -> None:
+        _enter(root)
+        self._root = Path(root)
+        self._step = step
+        self._events: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Import the step ahead of its call: torch takes seconds."""
+        importlib.import_module(f"{STEP_MODULES}.{self._step}")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was reported since the last call."""
+        with self._lock:
+            taken, self._events = self._events, []
+        return taken
+
+    def _report(self, step: int, n_steps: int, values: Mapping[str, float]) -> None:
+        event = {"step": step, "n_steps": n_steps, "time": time.time(), "values": dict(values)}
+        with self._lock:
+            self._events.append(event)
+
+    def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
+        """Execute the step; returns the seconds of work and the modules that it used."""
+        from tasks.steps.context import StepContext
+
+        module = importlib.import_module(f"{STEP_MODULES}.{self._step}")
+        folder = Path(checkpoints)
+        folder.mkdir(parents=True, exist_ok=True)
+        context = StepContext(
+            params=params,
+            root=self._root,
+            checkpoints=folder,
+            checkpoint_every_s=params.runtime.checkpoint_every_s,
+            report=self._report,
+            fan_out=PoolFanOut(pool, folder, self._report),
+        )
+        started = time.monotonic()
+        module.run(context)
+        return {"work_s": time.monotonic() - started, "modules": project_modules()}
+
+
+class PoolFanOut:
+    """Hand items to whichever worker is free; keep each result as soon as it is there; see `FanOut`."""
+
+    def __init__(self, pool: list[Any], folder: Path, report: Callable[[int, int, Mapping[str, float]], None]) -> None:
+        self._pool = pool
+        self._folder = folder
+        self._report = report
+
+    def __call__(self, name: str, function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]:
+        import ray
+
+        kept = [self._folder / name / f"{i:06d}.json" for i in range(len(items))]
+        waiting = [i for i, path in enumerate(kept) if not path.is_file()]
+        n_done = len(items) - len(waiting)
+        waiting.reverse()
+        idle, busy = list(self._pool), {}
+        self._report(n_done, len(items), {})
+        while waiting or busy:
+            while waiting and idle:
+                index, worker = waiting.pop(), idle.pop()
+                busy[worker.apply.remote(function, json.dumps(items[index]))] = (index, worker)
+            done, _ = ray.wait(list(busy), num_returns=1)
+            index, worker = busy.pop(done[0])
+            write_json(kept[index], json.loads(ray.get(done[0])))
+            idle.append(worker)
+            n_done += 1
+            self._report(n_done, len(items), {})
+        return [read_json(path) for path in kept]

@@ -1,0 +1,38 @@
+"""What a step is given: its parameters, where it reads and writes, and how it reports. No engine in sight.
+
+A step is a module `tasks/steps/NAME.py` with one function `run(context: StepContext) -> None`. It reads inputs
+and writes outputs below `context.root`, under the paths that `dvc.yaml` names for the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tasks.parameters import Parameters
+
+
+class FanOut(Protocol):
+    """Apply a function to items in other processes, one thread each; results in the order of the items.
+
+    `function` is "module:name"; items and results are JSON values, so that a result is kept in
+    `context.checkpoints/NAME/` as soon as it is there, and a resumed step computes only what is missing.
+    A result must depend on its item (and on files below `root`) alone, never on which process computed it.
+    """
+
+    def __call__(self, name: str, function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """`report(step, n_steps, values)` feeds progress and tracking and never changes a result."""
+
+    params: Parameters
+    root: Path
+    checkpoints: Path
+    checkpoint_every_s: float
+    report: Callable[[int, int, Mapping[str, float]], None]
+    fan_out: FanOut

@@ -1,0 +1,175 @@
+"""Tell MLflow what the journals hold: in order, once, and when it can be reached.
+
+Each journal becomes an MLflow run. What was told is noted beside the journal (`.sent`: the run and the byte offset).
+If the note is lost in a crash the same events are sent again, which MLflow ignores: metrics carry their own time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from tasks.files import write_json
+from tasks.runtime.checkout import Checkout
+from tasks.runtime.stages import digest
+from tasks.tracking import journal
+
+EXPERIMENT = "axon"
+_METRICS_PER_CALL = 1000
+_PARAMS_PER_CALL = 100
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+def client(checkout: Checkout) -> Any:
+    """An `MlflowClient` on the checkout's store, quiet about the tables it makes."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=checkout.tracking_uri)
+
+
+def experiment_id(mlflow: Any, checkout: Checkout) -> str:
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(mlflow.create_experiment(EXPERIMENT, artifact_location=checkout.artifact_root))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted keys with JSON values."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+class Sender:
+    """Delivers journals of one checkout. Not for use from two threads at once: `deliver` holds a lock."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self._checkout = checkout
+        self._mlflow: Any = None
+        self._experiment = ""
+        self._lock = threading.Lock()
+
+    def deliver(self) -> None:
+        """Send everything that is new, oldest journal first."""
+        with self._lock:
+            if self._mlflow is None:
+                self._mlflow = client(self._checkout)
+                self._experiment = experiment_id(self._mlflow, self._checkout)
+            for path in sorted(self._checkout.journals.glob("*.jsonl")):
+                self._deliver_one(path)
+
+    def run_of(self, execution: str) -> str | None:
+        """The MLflow run of a journal's id, if it was told already."""
+        for note in self._checkout.journals.glob(f"*-{execution}.sent"):
+            return str(json.loads(note.read_text())["run_id"])
+        return None
+
+    def _deliver_one(self, path: Path) -> None:
+        note_path = path.with_suffix(".sent")
+        note = json.loads(note_path.read_text()) if note_path.is_file() else {"offset": 0, "run_id": None}
+        if note.get("ended"):
+            return
+        alive = journal.is_being_written(path)
+        events, offset = journal.read(path, note["offset"])
+        metrics: list[Any] = []
+        for event in events:
+            if event["event"] == "start":
+                note["run_id"] = self._start(event)
+                note["stage"] = event["name"]
+            elif event["event"] == "metrics":
+                metrics.extend(_metrics(event))
+        self._log(note["run_id"], metrics)
+        last = events[-1] if events else None
+        if last is not None and last["event"] == "end":
+            self._end(note["run_id"], note["stage"], last)
+            note["ended"] = True
+        elif not alive and note["run_id"]:
+            self._mlflow.set_terminated(note["run_id"], status="KILLED")
+            note["ended"] = True
+        if events or note.get("ended"):
+            write_json(note_path, {**note, "offset": offset})
+
+    def _start(self, event: dict[str, Any]) -> str:
+        from mlflow.entities import Param, RunTag
+
+        found = self._mlflow.search_runs(
+            [self._experiment], filter_string=f"tags.`axon.execution` = '{event['id']}'", max_results=1
+        )
+        if found:
+            return str(found[0].info.run_id)
+        tags = {"axon.execution": event["id"], "axon.kind": event["kind"]}
+        parent = self.run_of(event["parent"]) if event.get("parent") else None
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        run = self._mlflow.create_run(
+            self._experiment, start_time=int(event["time"] * 1000), run_name=event["name"], tags=tags
+        )
+        run_id = str(run.info.run_id)
+        params = [Param(k, v[:6000]) for k, v in sorted(flatten(event.get("params") or {}).items())]
+        for i in range(0, len(params), _PARAMS_PER_CALL):
+            self._mlflow.log_batch(run_id, params=params[i : i + _PARAMS_PER_CALL])
+        digests = [RunTag(f"input.{path}", value) for path, value in (event.get("inputs") or {}).items()]
+        if digests:
+            self._mlflow.log_batch(run_id, tags=digests)
+            self._mlflow.log_inputs(run_id, datasets=_datasets(event["inputs"]))
+        return run_id
+
+    def _log(self, run_id: str | None, metrics: list[Any]) -> None:
+        for i in range(0, len(metrics), _METRICS_PER_CALL):
+            self._mlflow.log_batch(run_id, metrics=metrics[i : i + _METRICS_PER_CALL])
+
+    def _end(self, run_id: str, stage: str, event: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        outputs: dict[str, str] = event.get("outputs") or {}
+        tags = [RunTag(f"output.{path}", value) for path, value in outputs.items()]
+        if event.get("message"):
+            tags.append(RunTag("axon.message", event["message"][:4000]))
+        if tags:
+            self._mlflow.log_batch(run_id, tags=tags)
+        for path, value in outputs.items():
+            if path.startswith("models/"):
+                self._log_model(run_id, stage, self._checkout.root / path, value)
+        status = event["status"] if event["status"] in _STATUSES else "FAILED"
+        self._mlflow.set_terminated(run_id, status=status, end_time=int(event["time"] * 1000))
+
+    def _log_model(self, run_id: str, stage: str, directory: Path, md5: str) -> None:
+        """Copy a model directory into MLflow, if it still is what the stage wrote."""
+        from mlflow.entities import LoggedModelOutput
+
+        if not directory.is_dir() or digest(directory) != md5:
+            return
+        model = self._mlflow.create_logged_model(
+            self._experiment, name=stage, source_run_id=run_id, tags={"axon.digest": md5}, model_type="llm"
+        )
+        self._mlflow.log_model_artifacts(model.model_id, str(directory))
+        self._mlflow.finalize_logged_model(model.model_id, "READY")
+        self._mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+
+
+def _metrics(event: dict[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    at = int(event["time"] * 1000)
+    return [Metric(key, float(value), at, int(event["step"])) for key, value in event["values"].items()]
+
+
+def _datasets(inputs: dict[str, str]) -> list[Any]:
+    """Inputs that are data (code and constraints are tags) as MLflow dataset inputs."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    return [
+        DatasetInput(Dataset(name=path, digest=md5[:36], source_type="local", source=json.dumps({"path": path})))
+        for path, md5 in inputs.items()
+        if not path.endswith((".py", ".txt")) and not path.startswith(("tasks/", "axon_models/"))
+    ]
