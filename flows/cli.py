@@ -136,6 +136,12 @@ def main() -> None:
             raise
         print(f"axon: {error}. Mend that and run again; nothing half-written is left.", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
+        print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

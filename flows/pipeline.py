@@ -71,7 +71,7 @@ def execute(run: Run) -> registry.Version | None:
             f"[dim]Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}, Ray at "
             f"{os.environ['AXON_RAY_ADDRESS']}, ready in {time.monotonic() - started:.0f} s[/dim]"
         )
-        _pipeline_flow(run)
+        _pipeline_flow(run, record)
         record.end("FINISHED", outputs={})
         sender.deliver()
         version = None
@@ -80,7 +80,7 @@ def execute(run: Run) -> registry.Version | None:
         return version
 
 
-def _pipeline_flow(run: Run) -> None:
+def _pipeline_flow(run: Run, record: Journal) -> None:
     """Run the Prefect flow `pipeline`: one task a stage, tried again where a process was lost."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
@@ -98,7 +98,7 @@ def _pipeline_flow(run: Run) -> None:
         return False
 
     def one(name: str) -> None:
-        _reproduce(run, name)
+        _reproduce(run, name, record)
 
     @flow(name="pipeline", flow_run_name="pipeline", persist_result=False)
     def pipeline() -> None:
@@ -120,7 +120,7 @@ def _pipeline_flow(run: Run) -> None:
         reproduction.write_lock_in_order(run.checkout.root, run.graph)
 
 
-def _reproduce(run: Run, name: str) -> None:
+def _reproduce(run: Run, name: str, record: Journal) -> None:
     """Have DVC reproduce one stage, and say what came of it."""
     started = time.monotonic()
     journals = set(run.checkout.journals.glob("*.jsonl"))
@@ -130,6 +130,7 @@ def _reproduce(run: Run, name: str) -> None:
         run.console.print(f"  {name}: unchanged")
         return
     run.seconds[name] = time.monotonic() - started
+    record.metrics(0, {f"seconds/{name}": run.seconds[name]})
     executed = any(f"-{name}-" in p.name for p in set(run.checkout.journals.glob("*.jsonl")) - journals)
     if not executed:
         run.restored.append(name)

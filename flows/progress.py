@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 _PLAIN_EVERY_S = 15.0
-_NAMES = {"tokens_per_s": "tokens/s"}
+_UNSHOWN = ("tokens", "learning_rate", "grad_norm")
+_N_SHOWN = 3
 
 
 def duration(seconds: float) -> str:
@@ -53,9 +54,8 @@ class Progress:
 
     def _line(self, step: int, n_steps: int) -> str:
         parts = [f"  {self._stage:<14} {step:>5}/{n_steps}"]
-        for key, value in self._values.items():
-            if key != "tokens":
-                parts.append(f"{_NAMES.get(key, key.replace('_', ' '))} {value:.4g}")
+        shown = [(key, value) for key, value in self._values.items() if key not in _UNSHOWN]
+        parts += [f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown[:_N_SHOWN]]
         (first_time, first_step, first_tokens), (now, _, tokens) = self._recent[0], self._recent[-1]
         elapsed = now - first_time
         if elapsed > 0 and step > first_step:

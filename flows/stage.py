@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,12 @@ def main(name: str) -> None:
         code = EXIT_WORKER_LOST
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:
+        log = checkouts.find().state / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        print(f"\n{name}: {type(error).__name__}: {error}\nThe trace is in {log}", file=sys.stderr, flush=True)
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Every result is on disk and every lock is gone with the process: the engines' exit handlers only cost time.
@@ -66,7 +73,7 @@ def _execute(checkout: Checkout, name: str) -> None:
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
-        record.end("FINISHED", outputs=outputs, modules=result["modules"])
+        record.end("FINISHED", outputs=outputs, used=result["used"])
     if journal.PIPELINE_ID not in os.environ:
         _deliver(checkout)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -14,39 +15,35 @@ from tasks import registry
 from tasks.files import read_json
 
 _FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "data": (
-        "data/manifest.json",
-        lambda m: f"{m['n_text']:,} texts, {m['n_demonstrations']:,} demonstrations",
-    ),
+    "data": ("data/manifest.json", lambda m: _data_figure(m["splits"])),
     "tokenizer": (
         "metrics/tokenizer.json",
         lambda m: f"{m['vocab_size']:,} tokens, {m['bytes_per_token']['train']:.2f} bytes each",
     ),
     "pretrain": (
         "metrics/pretrain.json",
-        lambda m: f"{m['bits_per_byte']:.3f} bits per byte, {m['n_parameters'] / 1e6:.2f} M parameters",
+        lambda m: f"{m['bits_per_byte']:.3f} bits per byte (validation), {m['n_parameters'] / 1e6:.2f} M parameters",
     ),
-    "sft": ("metrics/sft.json", lambda m: f"exact match {m['exact_match']:.3f} (validation)"),
-    "preferences": (
-        "metrics/preferences.json",
-        lambda m: f"{m['n_pairs']:,} pairs, {m['correct']:.2f} correct",
-    ),
+    "sft": ("metrics/sft.json", lambda m: f"validation loss {m['validation_loss']:.3f}"),
+    "preferences": ("metrics/preferences.json", lambda m: f"{m['pairs']:,} pairs of answers, {m['correct']:.2f} of the answers correct"),
     "reward_model": (
         "metrics/reward_model.json",
-        lambda m: f"pairwise accuracy {m['pairwise_accuracy']:.3f}",
+        lambda m: f"pairwise accuracy {m['pairwise_accuracy']:.3f} (held-out prompts)",
     ),
     "ppo": ("metrics/ppo.json", lambda m: f"reward {m['reward_first']:.2f} → {m['reward_last']:.2f}"),
-    "dpo": ("metrics/dpo.json", lambda m: f"implicit-reward accuracy {m['accuracy']:.3f}"),
-    "sft_continued": (
-        "metrics/sft_continued.json",
-        lambda m: f"exact match {m['exact_match']:.3f} (validation)",
-    ),
+    "dpo": ("metrics/dpo.json", lambda m: f"implicit reward right in {m['reward_accuracy']:.3f} of validation pairs"),
+    "sft_continued": ("metrics/sft_continued.json", lambda m: f"validation loss {m['validation_loss']:.3f}"),
     "evaluate": (
         "metrics/evaluate.json",
         lambda m: "exact match " + ", ".join(f"{name} {m[name]['exact_match']:.2f}" for name in m),
     ),
     "report": ("report/report.html", lambda _: "report/report.html"),
 }
+
+
+def _data_figure(splits: Mapping[str, Any]) -> str:
+    n = {kind: sum(split["records"] for split in splits[kind].values()) for kind in ("text", "demonstrations")}
+    return f"{n['text']:,} texts, {n['demonstrations']:,} demonstrations"
 
 
 def key_figure(root: Path, stage: str) -> str:
@@ -69,25 +66,25 @@ def print_table(console: Console, root: Path, graph: Mapping[str, Any], seconds:
     console.print(table)
 
 
-def print_samples(console: Console, root: Path, n: int = 4) -> None:
-    """A few test prompts with every model's answer side by side."""
+def print_samples(console: Console, root: Path, n: int = 3) -> None:
+    """A few test prompts, a column each, with every model's answer below; right answers are ticked."""
     path = root / "evaluation" / "samples.json"
-    if not path.is_file():
+    samples = read_json(path)[:n] if path.is_file() else []
+    if not samples:
         return
-    samples = read_json(path)[:n]
-    names = list(samples[0]["answers"]) if samples else []
-    table = Table(title="Sample conversations", title_justify="left", show_lines=True, pad_edge=False)
-    table.add_column("prompt", ratio=2, overflow="fold")
-    for name in names:
-        table.add_column(name, ratio=1, overflow="fold")
+    table = Table(title="Sample conversations", title_justify="left", title_style="bold", pad_edge=False, box=SIMPLE)
+    table.add_column("model")
     for sample in samples:
-        answers = [sample["answers"][name]["text"] for name in names]
-        table.add_row(*(plain(text) for text in (sample["prompt"], *answers)))
+        table.add_column(plain(sample["prompt"]), ratio=1, overflow="fold")
+    for name in samples[0]["answers"]:
+        answers = [sample["answers"][name] for sample in samples]
+        cells = [("[green]✓[/green] " if a["correct"] else "  ") + plain(a["answer"]) for a in answers]
+        table.add_row(name, *cells)
     console.print()
     console.print(table)
 
 
-def plain(text: str, limit: int = 160) -> str:
+def plain(text: str, limit: int = 90) -> str:
     """Text that rich prints as it is, without control characters, cut at `limit`."""
     from rich.markup import escape
 

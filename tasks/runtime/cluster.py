@@ -22,6 +22,7 @@ ADDRESS = "AXON_RAY_ADDRESS"
 # Modules a pool worker imports ahead of its first item, by stage; stages that are not here do not fan out.
 POOLS: dict[str, tuple[str, ...]] = {
     "data": (),
+    "tokenizer": (),
     "preferences": ("torch",),
     "evaluate": ("torch",),
 }

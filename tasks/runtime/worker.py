@@ -38,6 +38,7 @@ class PoolWorker:
 
     def __init__(self, root: str, imports: Sequence[str]) -> None:
         _enter(root)
+        _note_files(root)
         for module in imports:
             importlib.import_module(module)
         if "torch" in sys.modules:
@@ -48,13 +49,28 @@ class PoolWorker:
             sys.modules["torch"].set_num_threads(1)
         return json.dumps(_resolve(function)(json.loads(item)))
 
-    def imported(self) -> list[str]:
-        """The modules of this project that are loaded here, for the test of `deps`."""
-        return project_modules()
+    def used(self) -> list[str]:
+        return used()
 
 
-def project_modules() -> list[str]:
-    return sorted(m for m in sys.modules if m.split(".")[0] in ("flows", "tasks", "axon_models"))
+_opened: set[str] = set()
+
+
+def _note_files(root: str) -> None:
+    """Note which files of the checkout Python opens from here on, for the test of `deps`."""
+    prefix = root.rstrip("/") + "/"
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(prefix):
+            _opened.add(arguments[0].removeprefix(prefix))
+
+    sys.addaudithook(hook)
+
+
+def used() -> list[str]:
+    """The modules of this project that are loaded in this process, and the files of the checkout it has opened."""
+    modules = [m for m in sys.modules if m.split(".")[0] in ("flows", "tasks", "axon_models")]
+    return sorted({m.replace(".", "/") + ".py" for m in modules} | _opened)
 
 
 class StepWorker:
@@ -62,6 +78,7 @@ class StepWorker:
 
     def __init__(self, root: str, step: str) -> None:
         _enter(root)
+        _note_files(root)
         self._root = Path(root)
         self._step = step
         self._events: list[dict[str, Any]] = []
@@ -83,7 +100,7 @@ class StepWorker:
             self._events.append(event)
 
     def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
-        """Execute the step; returns the seconds of work and the modules that it used."""
+        """Execute the step; returns the seconds of work and the files that it used."""
         from tasks.steps.context import StepContext
 
         module = importlib.import_module(f"{STEP_MODULES}.{self._step}")
@@ -99,7 +116,13 @@ class StepWorker:
         )
         started = time.monotonic()
         module.run(context)
-        return {"work_s": time.monotonic() - started, "modules": project_modules()}
+        work_s = time.monotonic() - started
+        files = set(used())
+        if pool:
+            import ray
+
+            files.update(*ray.get([member.used.remote() for member in pool]))
+        return {"work_s": work_s, "used": sorted(files)}
 
 
 class PoolFanOut:
@@ -113,6 +136,8 @@ class PoolFanOut:
     def __call__(self, name: str, function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]:
         import ray
 
+        if not self._pool:
+            raise RuntimeError("this stage fans out, but tasks/runtime/cluster.py has no pool for it")
         kept = [self._folder / name / f"{i:06d}.json" for i in range(len(items))]
         waiting = [i for i, path in enumerate(kept) if not path.is_file()]
         n_done = len(items) - len(waiting)

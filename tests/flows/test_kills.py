@@ -1,0 +1,76 @@
+"""`kill -9` of any process of a run, then `axon run`: the same `dvc.lock`, from the last checkpoint, no orphan."""
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.flows.conftest import FinishedRun
+from tests.flows.workspace import Workspace, command_line, wait_until
+
+pytestmark = pytest.mark.engines
+
+
+def checkpoint_of(workspace: Workspace, stage: str, pattern: str = "*/*") -> list[Path]:
+    """Whole files in the checkpoint folder of a stage."""
+    folder = workspace.root / ".axon" / "checkpoints"
+    return [p for p in folder.glob(f"{stage}-*/{pattern}") if not any(part.startswith(".") for part in p.parts[-2:])]
+
+
+def first_step(execution: list[dict]) -> int:
+    """The step of the first report that an execution made about its work."""
+    return min(event["step"] for event in execution if event["event"] == "metrics" and event["values"])
+
+
+def kill(workspace: Workspace, text: str) -> None:
+    """Kill the youngest process of the run whose command contains `text`."""
+    found = [p for p in workspace.processes() if text in command_line(p)]
+    assert found, [command_line(p) for p in workspace.processes()]
+    max(found, key=lambda p: p.create_time()).send_signal(signal.SIGKILL)
+
+
+def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: Path):
+    workspace = Workspace.create(tmp_path / "checkout")
+
+    run = workspace.start("run")
+    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) > 4)
+    children = workspace.processes()
+    assert any("flows.pretrain" in command_line(p) for p in children)
+    run.kill()
+    run.wait()
+    _gone, alive = psutil.wait_procs(children, timeout=15)
+    assert [command_line(p) for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not (workspace.root / "models" / "pretrain").exists()
+
+    run = workspace.start("run")
+    wait_until(lambda: checkpoint_of(workspace, "preferences"))
+    kill(workspace, "PoolWorker")
+    wait_until(lambda: len(checkpoint_of(workspace, "ppo")) > 4)
+    kill(workspace, "flows.ppo")
+    assert run.wait(timeout=580) == 0, (workspace.root / "axon.log").read_text()[-4000:]
+
+    killed, resumed = workspace.executions("pretrain")
+    assert killed[-1]["event"] != "end"
+    assert resumed[-1]["status"] == "FINISHED"
+    assert first_step(resumed) > first_step(killed)
+    lost, mended = workspace.executions("preferences")
+    assert (lost[-1]["status"], mended[-1]["status"]) == ("FAILED", "FINISHED")
+    killed, resumed = workspace.executions("ppo")
+    assert killed[-1]["event"] != "end"
+    assert first_step(resumed) > first_step(killed)
+    assert workspace.lock == finished.workspace.lock
+    assert workspace.processes() == []
+
+
+def test_a_killed_prefect_server_ends_the_run_and_the_next_one_goes_on(finished: FinishedRun, tmp_path: Path):
+    workspace = Workspace.create(tmp_path / "checkout")
+    run = workspace.start("run", "pretrain")
+    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) > 4)
+    kill(workspace, "prefect server")
+    run.wait(timeout=580)
+    if run.returncode:
+        assert workspace.axon("run", "pretrain").returncode == 0
+    ours, theirs = (w.root / "models" / "pretrain" / "model.safetensors" for w in (workspace, finished.workspace))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert workspace.processes() == []
