@@ -1,7 +1,7 @@
 """What the engines cost a stage: its wall time less the work inside, for every stage of a tiny pipeline.
 
-Run: `.venv/bin/python -m benchmarks.overhead [RUNS]`. Prints a table over RUNS cold runs (default 3): the median and the
-range of the overhead of each stage, and the wall time of a run with nothing to do.
+Run: `.venv/bin/python -m benchmarks.overhead [RUNS]`. Prints a table over RUNS cold runs (default 3): the
+median and the range of the overhead of each stage, and the wall time of a run with nothing to do.
 """
 
 from __future__ import annotations

@@ -41,10 +41,9 @@ class Run:
     console: Console
     is_partial: bool
     seconds: dict[str, float] = field(default_factory=dict)
-    restored: list[str] = field(default_factory=list)
 
 
-def retrying_helps(error: BaseException) -> bool:
+def retrying_helps(error: Any) -> bool:
     """Whether a stage failed because a process was killed or lost, and not because of what it was given."""
     return isinstance(error, StageFailed) and (error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143))
 
@@ -53,12 +52,11 @@ def execute(run: Run) -> registry.Version | None:
     """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
     with ExitStack() as stack:
         record = stack.enter_context(Journal(run.checkout.journals, "pipeline"))
-        run_id = record.id
         closed = guard.close_earlier_runs(run.checkout)
         if closed:
             run.console.print(f"[dim]closed what {len(closed)} interrupted run(s) had left behind[/dim]")
-        stack.enter_context(guard.run_guard(run.checkout, run_id))
-        os.environ[journal.PIPELINE_ID] = run_id
+        stack.enter_context(guard.run_guard(run.checkout, record.id))
+        os.environ[journal.PIPELINE_ID] = record.id
         stack.callback(os.environ.pop, journal.PIPELINE_ID, None)
         record.start("pipeline", kind="pipeline", params=run.params.model_dump(mode="json"))
         run.console.print("[dim]starting Prefect, Ray and MLflow …[/dim]")
@@ -74,10 +72,7 @@ def execute(run: Run) -> registry.Version | None:
         _pipeline_flow(run, record)
         record.end("FINISHED", outputs={})
         sender.deliver()
-        version = None
-        if not run.is_partial:
-            version = registry.register(run.checkout)
-        return version
+        return None if run.is_partial else registry.register(run.checkout)
 
 
 def _pipeline_flow(run: Run, record: Journal) -> None:
@@ -87,15 +82,11 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
     from prefect.logging.handlers import APILogWorker
 
     def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
-        try:
-            state.result()
-        except StageFailed as error:
-            if retrying_helps(error):
-                run.console.print(
-                    f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]"
-                )
-                return True
-        return False
+        error = state.result(raise_on_failure=False)
+        if not retrying_helps(error):
+            return False
+        run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
+        return True
 
     def one(name: str) -> None:
         _reproduce(run, name, record)
@@ -132,8 +123,6 @@ def _reproduce(run: Run, name: str, record: Journal) -> None:
     run.seconds[name] = time.monotonic() - started
     record.metrics(0, {f"seconds/{name}": run.seconds[name]})
     executed = any(f"-{name}-" in p.name for p in set(run.checkout.journals.glob("*.jsonl")) - journals)
-    if not executed:
-        run.restored.append(name)
     figure = summary.key_figure(run.checkout.root, name)
     how = "restored from DVC's cache" if not executed else f"{run.seconds[name]:.0f} s"
     run.console.print(f"  [green]✓[/green] {name}  {how}  {figure}")

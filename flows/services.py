@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -137,7 +138,11 @@ def mlflow_sender(checkout: Checkout, *, every_s: float = 5.0) -> Iterator[Sende
 
     def deliver() -> None:
         while not stop.wait(every_s):
-            sender.deliver()
+            try:
+                sender.deliver()
+            except Exception as error:  # noqa: BLE001
+                # The journals keep what was not told; training must not stop for MLflow. The last delivery raises.
+                logging.getLogger(__name__).warning("MLflow was not reached, trying again: %s", error)
 
     thread = threading.Thread(target=deliver, name="mlflow-sender", daemon=True)
     thread.start()

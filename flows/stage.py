@@ -41,7 +41,7 @@ def main(name: str) -> None:
         code = EXIT_WORKER_LOST
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 an error of ours ends in one message too, its trace in a file
         log = checkouts.find().state / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -25,7 +25,10 @@ _FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
         lambda m: f"{m['bits_per_byte']:.3f} bits per byte (validation), {m['n_parameters'] / 1e6:.2f} M parameters",
     ),
     "sft": ("metrics/sft.json", lambda m: f"validation loss {m['validation_loss']:.3f}"),
-    "preferences": ("metrics/preferences.json", lambda m: f"{m['pairs']:,} pairs of answers, {m['correct']:.2f} of the answers correct"),
+    "preferences": (
+        "metrics/preferences.json",
+        lambda m: f"{m['pairs']:,} pairs of answers, {m['correct']:.2f} of the answers correct",
+    ),
     "reward_model": (
         "metrics/reward_model.json",
         lambda m: f"pairwise accuracy {m['pairwise_accuracy']:.3f} (held-out prompts)",

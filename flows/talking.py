@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks import registry
 from tasks.errors import UserError
 from tasks.runtime.checkout import Checkout
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 STAGES = ("pretrain", "sft", "sft_continued", "ppo", "dpo")
 
@@ -35,12 +31,11 @@ class Speaker:
 
     def __init__(self, checkout: Checkout, model: str) -> None:
         directory = directory_of(checkout, model)
-        from tokenizers import Tokenizer
-
         import axon_models
+        from tasks.tokenizers import bytelevel
 
         self.name = model
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer = bytelevel.load(directory)
         self._module = axon_models.load(directory)
 
     def say(self, tokens: list[int], emit: Callable[[str], None], **settings: Any) -> int:
@@ -54,12 +49,21 @@ class Speaker:
                 f"the prompt has {len(tokens)} tokens; with --max-new-tokens {settings['max_new_tokens']} at most "
                 f"{max(limit, 0)} fit into this model's {self._module.config.max_positions} positions."
             )
-        text = _Stream(self._tokenizer, emit)
+        from tokenizers.decoders import DecodeStream
+
+        # Bytes of an unfinished character wait in the stream for the rest.
+        stream = DecodeStream(skip_special_tokens=True)
+
+        def emit_token(_row: int, token: int) -> None:
+            text = stream.step(self._tokenizer, token)
+            if text:
+                emit(text)
+
         (answer,) = axon_models.generate(
             self._module,
             [tokens],
             eos_id=chat.END,
-            stream=lambda _row, token: text.add(token) if token != chat.END else None,
+            stream=emit_token,
             **settings,
         )
         return len(answer)
@@ -67,28 +71,12 @@ class Speaker:
     def conversation(self, messages: list[dict[str, str]]) -> list[int]:
         from tasks.tokenizers import chat
 
-        return chat.encode_messages(self._tokenizer, messages)
+        return chat.encode_messages(self._tokenizer, messages, for_answer=True)
 
     def text(self, prompt: str) -> list[int]:
         from tasks.tokenizers import chat
 
         return [chat.END_OF_TEXT, *chat.encode_text(self._tokenizer, prompt)]
-
-
-class _Stream:
-    """Decodes tokens to text as they come; bytes of an unfinished character wait for the rest."""
-
-    def __init__(self, tokenizer: Tokenizer, emit: Callable[[str], None]) -> None:
-        from tasks.tokenizers import bytelevel
-
-        self._bytes_of = bytelevel.token_bytes(tokenizer)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._emit = emit
-
-    def add(self, token: int) -> None:
-        text = self._decoder.decode(self._bytes_of[token])
-        if text:
-            self._emit(text)
 
 
 def _print(text: str) -> None:

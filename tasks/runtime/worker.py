@@ -142,7 +142,8 @@ class PoolFanOut:
         waiting = [i for i, path in enumerate(kept) if not path.is_file()]
         n_done = len(items) - len(waiting)
         waiting.reverse()
-        idle, busy = list(self._pool), {}
+        idle = list(self._pool)
+        busy: dict[Any, tuple[int, Any]] = {}
         self._report(n_done, len(items), {})
         while waiting or busy:
             while waiting and idle:

@@ -76,7 +76,9 @@ class Sender:
 
     def _deliver_one(self, path: Path) -> None:
         note_path = path.with_suffix(".sent")
-        note = json.loads(note_path.read_text()) if note_path.is_file() else {"offset": 0, "run_id": None}
+        note: dict[str, Any] = {"offset": 0, "run_id": None}
+        if note_path.is_file():
+            note = json.loads(note_path.read_text())
         if note.get("ended"):
             return
         alive = journal.is_being_written(path)

@@ -179,7 +179,7 @@ def test_model_directories_load_in_transformers_with_equal_logits(finished: Fini
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
     text = "37 + 48 = ? naïve café 日本 \U0001f600\n\tdef f(x):"
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    assert tokenizer(text)["input_ids"] == bytelevel.load(directory / "tokenizer.json").encode(text).ids
+    assert tokenizer(text)["input_ids"] == bytelevel.load(directory).encode(text).ids
 
 
 def test_an_altered_artifact_is_found_before_it_is_used(finished: FinishedRun):

@@ -16,9 +16,7 @@ from tests.helpers import REPOSITORY
 
 
 def python(code: str, **settings) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, **settings
-    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, **settings)
 
 
 def gone(pid: int, within_s: float = 10) -> bool:

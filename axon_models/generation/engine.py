@@ -1,0 +1,150 @@
+"""Decoding of many prompts at once, with static key-value buffers.
+
+Prompts are padded at the right to one length and filled in together; then each step adds one token to every row, at
+the row's own position. Lengths come from parameters, never from the batch, so a row's arithmetic is the same
+whatever stands beside it, up to the rounding of differently shaped matrix products.
+"""
+# B rows (padded), T time, S slots, D model, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axon_models.decoder.model import Decoder
+from axon_models.generation.sampling import Sampling, uniforms
+from axon_models.layers.cache import KVCache
+
+ROUNDING = 16  # rows and slots come in multiples of so many
+
+Stream = Callable[[int, int], None]  # row, token
+
+
+def _round_up(n: int) -> int:
+    return -(-n // ROUNDING) * ROUNDING
+
+
+@torch.inference_mode()
+def generate(
+    module: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    seed: int = 0,
+    kv_length: int | None = None,
+    prompt_length: int | None = None,
+    stream: Stream | None = None,
+) -> list[list[int]]:
+    """The tokens that continue each prompt, without the prompt and with `eos_id` where it was produced.
+
+    A row ends after `eos_id` or `max_new_tokens` tokens. Temperature 0 is greedy. Row i draws from a stream that
+    depends on (seed, i) alone. Buffers have `kv_length` slots (default: the model's `max_positions`), of which the
+    first `prompt_length` (default: all but `max_new_tokens`) are for prompts. `stream(row, token)` is called for
+    every token as it is chosen. Raises `ValueError` for prompts that are empty, too long or outside the vocabulary,
+    and for settings out of range.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    kv_length = module.config.max_positions if kv_length is None else kv_length
+    prompt_length = kv_length - max_new_tokens if prompt_length is None else prompt_length
+    _check(module, prompts, max_new_tokens, kv_length, prompt_length)
+    if not prompts:
+        return []
+    rows = _Rows(module, prompts, prompt_length, max_new_tokens, seed)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for step in range(max_new_tokens):
+        chosen = sampling.choose(rows.logits, rows.uniforms[:, step])  # (B,)
+        going = []
+        for place, token in enumerate(chosen.tolist()):
+            row = rows.numbers[place] if place < len(rows.numbers) else None
+            if row is None or answers[row][-1:] == [eos_id]:
+                continue
+            answers[row].append(token)
+            if stream is not None:
+                stream(row, token)
+            if token != eos_id:
+                going.append(place)
+        if not going or step + 1 == max_new_tokens:
+            break
+        rows.advance(chosen, step, going)
+    return answers
+
+
+class _Rows:
+    """The rows still being written: their caches, positions, uniforms, and the logits of their next token."""
+
+    def __init__(
+        self, module: Decoder, prompts: Sequence[Sequence[int]], prompt_length: int, max_new_tokens: int, seed: int
+    ) -> None:
+        config, device = module.config, module.embedding.weight.device
+        self.module, self.prompt_length = module, prompt_length
+        self.numbers = list(range(len(prompts)))
+        n_rows, n_fill = _round_up(len(prompts)), _round_up(len(prompts)) - len(prompts)
+        padded = [[*prompt, *[0] * (prompt_length - len(prompt))] for prompt in prompts]
+        tokens = torch.tensor(padded + [[0] * prompt_length] * n_fill, device=device)  # (B, T)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts] + [1] * n_fill, device=device)  # (B,)
+        draws = [uniforms(seed, row, max_new_tokens) for row in self.numbers] + [[0.0] * max_new_tokens] * n_fill
+        self.uniforms = torch.tensor(draws, dtype=torch.float64, device=device)  # (B, max_new_tokens)
+        self.slots = torch.arange(_round_up(prompt_length + max_new_tokens), device=device)  # (S,)
+        self.cache = KVCache(
+            n_layers=config.n_layers,
+            batch=n_rows,
+            length=self.slots.shape[0],
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=module.embedding.weight.dtype,
+            device=device,
+        )
+        hidden = module.hidden(tokens, cache=self.cache)  # (B, T, D)
+        last = hidden[torch.arange(n_rows, device=device), self.lengths - 1]  # (B, D)
+        self.logits = F.linear(last, module.output_weight)  # (B, V)
+
+    def advance(self, chosen: Tensor, step: int, going: list[int]) -> None:
+        """Write the `chosen` tokens (B,) and compute the logits after them; keep only the rows `going` if that pays."""
+        if _round_up(len(going)) < chosen.shape[0]:
+            chosen = self._keep(chosen, going)
+        positions = (self.lengths + step).unsqueeze(1)  # (B, 1)
+        # The furthest that any row of such prompts can be, so that the products' shapes do not depend on the rows.
+        n_slots = _round_up(self.prompt_length + step + 1)
+        mask = (self.slots[:n_slots] <= positions)[:, None, None]  # (B, 1, 1, S)
+        hidden = self.module.hidden(chosen.unsqueeze(1), positions=positions, mask=mask, cache=self.cache)  # (B, 1, D)
+        self.logits = F.linear(hidden.squeeze(1), self.module.output_weight)  # (B, V)
+
+    def _keep(self, chosen: Tensor, going: list[int]) -> Tensor:
+        places = going + [going[0]] * (_round_up(len(going)) - len(going))
+        kept = torch.tensor(places, device=chosen.device)
+        self.numbers = [self.numbers[place] for place in going]
+        self.lengths, self.uniforms = self.lengths[kept], self.uniforms[kept]
+        self.cache.keep_rows(kept)
+        return chosen[kept]
+
+
+def _check(
+    module: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, kv_length: int, prompt_length: int
+) -> None:
+    vocab_size, max_positions = module.config.vocab_size, module.config.max_positions
+    wrong = []
+    if max_new_tokens < 1:
+        wrong.append(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if kv_length > max_positions:
+        wrong.append(f"kv_length={kv_length} must be at most the model's max_positions={max_positions}")
+    if prompt_length < 1 or prompt_length + max_new_tokens > kv_length:
+        wrong.append(
+            f"prompt_length={prompt_length} must be at least 1 and leave max_new_tokens={max_new_tokens} "
+            f"of kv_length={kv_length}"
+        )
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            wrong.append(f"prompt {row} is empty; give at least one token")
+        elif len(prompt) > prompt_length:
+            wrong.append(f"prompt {row} has {len(prompt)} tokens, more than prompt_length={prompt_length}")
+        elif min(prompt) < 0 or max(prompt) >= vocab_size:
+            wrong.append(f"prompt {row} has a token outside 0 … {vocab_size - 1}")
+    if wrong:
+        raise ValueError("cannot generate:\n" + "\n".join(f"  - {mistake}" for mistake in wrong))

@@ -1,0 +1,132 @@
+"""The ways a query may look at keys: causally, through a mask, or (in `cache.py`) at keys of earlier calls.
+
+On a processor without a GPU the backward pass of torch's fused attention takes ten times its forward pass (53 and 6 ms
+for 16 × 256 tokens in 6 heads of 32 on two cores), so training there runs the plain products below (8 and 9 ms).
+"""
+# B batch, T time of queries, S time of keys, H heads, G kv groups, R = H/G heads a group, d head dimension
+# N = B·G independent products, C queries of one chunk, K keys that such a chunk can see
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 128  # queries; later keys than a chunk's last query are never touched
+_MAX_PRODUCTS_TIME = 1024  # past this the kept probabilities, B·H·T²/2 numbers a layer, cost more memory than they save
+
+
+class Attend(Protocol):
+    """q (B, T, H, d), k and v (B, T, G, d) to (B, T, H, d)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position sees itself and what came before it: softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, equation 1)."""
+    if _plain_products_are_faster(q):
+        y: Tensor = _Attention.apply(q, k, v, None)
+        return y
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, d)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """As `causal`, with `bias` (B or 1, 1, T, S) of `as_bias` added to the scores; k and v are (B, S, G, d)."""
+    bias = bias.to(q.dtype)
+    if _plain_products_are_faster(q):
+        y: Tensor = _Attention.apply(q, k, v, bias)
+        return y
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T or S, d)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True).transpose(1, 2)
+
+
+def as_bias(mask: Tensor) -> Tensor:
+    """What to add to scores for a mask, bool (True = seen) or additive: float32 of the mask's shape, never −∞.
+
+    A query that sees nothing (padding) then averages over everything, where −∞ would make it, and the gradients of
+    the whole batch, not a number.
+    """
+    unseen = torch.finfo(torch.bfloat16).min / 4  # exact in bfloat16 and float32
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, unseen)
+    return mask.float().clamp(min=unseen)
+
+
+def _plain_products_are_faster(q: Tensor) -> bool:
+    if q.device.type != "cpu":
+        return False
+    trains = q.requires_grad and torch.is_grad_enabled()
+    # One query a row, as in decoding, is too little work for the fused kernel's blocks.
+    return q.shape[1] == 1 or (trains and q.shape[1] <= _MAX_PRODUCTS_TIME)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention by chunks of queries, with the probabilities kept for the backward pass; causal if `bias` is None.
+
+    The R heads of a group are R·C queries of one product, so keys are not repeated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        (batch, time, heads, dim), groups = q.shape, k.shape[2]
+        ctx.sizes = batch, time, groups, heads // groups, dim
+        ctx.chunk = CHUNK if bias is None else time
+        queries = _by_group(q * (1 / math.sqrt(dim)), groups)  # (B, G, R, T, d)
+        keys, values = (x.transpose(1, 2).reshape(batch * groups, -1, dim) for x in (k, v))  # (N, S, d)
+        kept, parts = [], []
+        for start in range(0, time, ctx.chunk):
+            end = min(start + ctx.chunk, time)
+            n_keys = keys.shape[1] if bias is not None else end
+            q_part = queries[:, :, :, start:end].reshape(batch * groups, -1, dim)  # (N, R·C, d)
+            scores = torch.bmm(q_part, keys[:, :n_keys].transpose(1, 2))  # (N, R·C, K)
+            by_head = scores.view(batch, heads, end - start, n_keys)
+            if bias is not None:
+                by_head += bias
+            else:
+                by_head[..., start:] += _future(end - start, scores)
+            p = scores.softmax(-1)  # (N, R·C, K)
+            parts.append(torch.bmm(p, values[:, :n_keys]).view(batch, groups, -1, end - start, dim))
+            kept += [q_part, p]
+        ctx.save_for_backward(keys, values, *kept)
+        return _by_time(torch.cat(parts, dim=3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        keys, values, *kept = ctx.saved_tensors  # (N, S, d) twice; for each chunk (N, R·C, d) and (N, R·C, K)
+        batch, time, groups, per_group, dim = ctx.sizes
+        d_outputs = _by_group(d_y, groups)  # (B, G, R, T, d)
+        exact = torch.promote_types(keys.dtype, torch.float32)
+        d_keys, d_values = torch.zeros_like(keys, dtype=exact), torch.zeros_like(values, dtype=exact)
+        parts = []
+        for start, q_part, p in zip(range(0, time, ctx.chunk), kept[::2], kept[1::2], strict=True):
+            end, n_keys = min(start + ctx.chunk, time), p.shape[-1]
+            d_out = d_outputs[:, :, :, start:end].reshape(batch * groups, -1, dim)  # (N, R·C, d)
+            d_values[:, :n_keys] += torch.bmm(p.transpose(1, 2), d_out)
+            d_p = torch.bmm(d_out, values[:, :n_keys].transpose(1, 2))  # (N, R·C, K)
+            d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            parts.append(torch.bmm(d_scores, keys[:, :n_keys]).view(batch, groups, per_group, end - start, dim))
+            d_keys[:, :n_keys] += torch.bmm(d_scores.transpose(1, 2), q_part)
+        d_q = _by_time(torch.cat(parts, dim=3)) * (1 / math.sqrt(dim))
+        d_k, d_v = (x.to(keys.dtype).view(batch, groups, -1, dim).transpose(1, 2) for x in (d_keys, d_values))
+        return d_q, d_k, d_v, None
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """(B, T, H, d) to (B, G, R, T, d)."""
+    return x.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+
+
+def _by_time(x: Tensor) -> Tensor:
+    """(B, G, R, T, d) to (B, T, H, d)."""
+    return x.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _future(n: int, like: Tensor) -> Tensor:
+    """(n, n): −∞ above the diagonal, 0 elsewhere."""
+    return torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)

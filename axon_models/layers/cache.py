@@ -1,0 +1,64 @@
+"""Keys and values of earlier calls, kept in buffers of a fixed size."""
+# B batch, T time of queries, S slots, H heads, G kv groups, d head dimension, L layers
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axon_models.layers.attend import Attend, as_bias, causal, masked
+
+
+class KVCache:
+    """Static buffers (L, B, G, S, d) for keys and for values; slot s of a row holds the token at position s."""
+
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        batch: int,
+        length: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (n_layers, batch, kv_heads, length, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` (n,) int64, in that order."""
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+
+    def attends(self, positions: Tensor | None, mask: Tensor | None) -> list[Attend]:
+        """One `Attend` a layer, for tokens at `positions` (B, T), or 0 … T−1 if None; they are stored on the way.
+
+        With `mask` (B, 1, T, S) the first S slots are seen through it. Without, the new tokens see one another
+        causally, which is right for the first call only.
+        """
+        bias = None if mask is None else as_bias(mask)
+        return [_LayerCache(keys, values, positions, bias) for keys, values in zip(self.keys, self.values, strict=True)]
+
+
+class _LayerCache:
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor | None, bias: Tensor | None) -> None:
+        self.keys, self.values, self.positions, self.bias = keys, values, positions, bias  # (B, G, S, d) twice
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._store(k, v)
+        if self.bias is None:
+            return causal(q, k, v)
+        n_slots = self.bias.shape[-1]
+        keys, values = (x[:, :, :n_slots].transpose(1, 2).to(q.dtype) for x in (self.keys, self.values))  # (B, S, G, d)
+        return masked(q, keys, values, self.bias)
+
+    def _store(self, k: Tensor, v: Tensor) -> None:
+        """k and v (B, T, G, d) to their slots."""
+        k, v = k.transpose(1, 2).to(self.keys.dtype), v.transpose(1, 2).to(self.values.dtype)  # (B, G, T, d)
+        if self.positions is None:
+            self.keys[:, :, : k.shape[2]], self.values[:, :, : v.shape[2]] = k, v
+            return
+        slots = self.positions[:, None, :, None].expand_as(k)
+        self.keys.scatter_(2, slots, k)
+        self.values.scatter_(2, slots, v)

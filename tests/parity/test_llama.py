@@ -1,0 +1,122 @@
+"""The decoder against transformers' Llama, which reads the directories that `checkpoint.save` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from axon_models.checkpoint import PAD_ID, load, load_scalar_model, save
+from axon_models.decoder.hugging_face import from_tensors, to_tensors
+from axon_models.decoder.model import scalar_head
+from tests.axon_models.small import small_decoder, some_tokens
+
+SHAPES = {
+    "gqa": {},
+    "mha": {"kv_heads": 6},
+    "mqa": {"kv_heads": 1},
+    "one_layer_odd": {"d_model": 30, "heads": 5, "kv_heads": 5, "n_layers": 1, "vocab_size": 131},
+    "untied": {"tied_embeddings": False},
+    "other_theta_and_eps": {"rope_theta": 500.0, "norm_eps": 1e-3},
+}
+
+
+def without_padding(tokens: torch.Tensor) -> torch.Tensor:
+    """transformers' embedding keeps the padding token's vector from learning, which ours has no reason to do."""
+    return torch.where(tokens == PAD_ID, PAD_ID + 1, tokens)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_gradients_equal_llamas(shape: str, tmp_path: Path) -> None:
+    ours = small_decoder(**SHAPES[shape])
+    save(ours, tmp_path)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
+    tokens = without_padding(some_tokens(3, 23))
+    logits, reference = ours(tokens), theirs(tokens).logits
+    assert reference.std() > 0.3
+    torch.testing.assert_close(logits, reference, atol=1e-4, rtol=0)
+
+    for values in (logits, reference):
+        F.cross_entropy(values[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    for name, gradient in to_tensors(ours.config, gradients).items():  # type: ignore[arg-type]
+        torch.testing.assert_close(gradient, theirs.get_parameter(name).grad, atol=1e-3, rtol=1e-3)
+
+
+def test_more_than_one_chunk_of_queries_equals_llama(tmp_path: Path) -> None:
+    ours = small_decoder(max_positions=300)
+    save(ours, tmp_path)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
+    tokens = without_padding(some_tokens(2, 291))  # chunks of 128, 128 and 35 queries
+    weight = torch.rand(2, 291, 67, generator=torch.Generator().manual_seed(0))
+    logits, reference = ours(tokens), theirs(tokens).logits
+    torch.testing.assert_close(logits, reference, atol=1e-4, rtol=0)
+    (logits.softmax(-1) * weight).mean().backward()
+    (reference.softmax(-1) * weight).mean().backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    for name, gradient in to_tensors(ours.config, gradients).items():  # type: ignore[arg-type]
+        torch.testing.assert_close(gradient, theirs.get_parameter(name).grad, atol=1e-6, rtol=1e-3)
+
+
+def test_padded_batches_equal_llamas(tmp_path: Path) -> None:
+    ours = small_decoder()
+    save(ours, tmp_path)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
+    tokens, lengths = some_tokens(3, 17), torch.tensor([17, 9, 1])
+    real = torch.arange(17) < lengths.unsqueeze(1)
+    tokens = torch.where(real, tokens, PAD_ID)
+    reference = theirs(tokens, attention_mask=real.long()).logits
+    torch.testing.assert_close(ours(tokens)[real], reference[real], atol=1e-4, rtol=0)
+
+
+def test_a_directory_loads_through_the_auto_class_and_round_trips(tmp_path: Path) -> None:
+    ours = small_decoder()
+    save(ours, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(model) is LlamaForCausalLM
+    assert model.dtype == torch.float32
+    assert (model.config.pad_token_id, model.generation_config.eos_token_id) == (PAD_ID, 5)
+    again = load(tmp_path)
+    assert again.config == ours.config
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_a_directory_that_transformers_wrote_loads(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 67, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 6}
+    theirs = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=3, intermediate_size=40, rope_theta=777.0))
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert not (tmp_path / "model.safetensors").exists()  # shards with an index
+    tokens = some_tokens(2, 9)
+    torch.testing.assert_close(load(tmp_path)(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_a_reward_model_directory_loads_both_ways(tmp_path: Path) -> None:
+    ours = small_decoder()
+    head = scalar_head(24)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(4))
+    save(ours, tmp_path, scalar_head=head)
+    lengths = torch.tensor([11, 4, 1, 8])
+    tokens = some_tokens(4, 11).clamp(min=6)
+    tokens = torch.where(torch.arange(11) < lengths.unsqueeze(1), tokens, PAD_ID)
+
+    scores = load_scalar_model(tmp_path).score(tokens, lengths)
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert judge.config.num_labels == 1
+    torch.testing.assert_close(scores, judge(tokens).logits.squeeze(1), atol=1e-4, rtol=0)
+    assert scores.std() > 0.1
+
+    torch.testing.assert_close(
+        load(tmp_path)(tokens), AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, atol=1e-4, rtol=0
+    )
+
+
+def test_cutting_and_fusing_are_inverse() -> None:
+    ours = small_decoder(tied_embeddings=False)
+    state = dict(ours.state_dict())
+    again = from_tensors(ours.config, to_tensors(ours.config, state))
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
