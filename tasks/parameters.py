@@ -205,9 +205,7 @@ def _rules(p: Parameters) -> list[str]:
     if m.d_model % m.heads:
         wrong.append(f"model.d_model={m.d_model} must be divisible by model.heads={m.heads}")
     elif (m.d_model // m.heads) % 2:
-        wrong.append(
-            f"model.d_model/model.heads={m.d_model // m.heads} must be even: rotary positions turn pairs"
-        )
+        wrong.append(f"model.d_model/model.heads={m.d_model // m.heads} must be even: rotary positions turn pairs")
     if m.heads % m.kv_heads:
         wrong.append(f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}")
     if p.tokenizer.vocab_size < MIN_VOCAB_SIZE:
@@ -217,17 +215,11 @@ def _rules(p: Parameters) -> list[str]:
         )
     for name, stage in (("pretrain", p.pretrain), ("sft", p.sft)):
         if stage.seq_len > m.max_positions:
-            wrong.append(
-                f"{name}.seq_len={stage.seq_len} must be at most model.max_positions={m.max_positions}"
-            )
+            wrong.append(f"{name}.seq_len={stage.seq_len} must be at most model.max_positions={m.max_positions}")
         if stage.batch_size % stage.accumulation:
-            wrong.append(
-                f"{name}.accumulation={stage.accumulation} must divide {name}.batch_size={stage.batch_size}"
-            )
+            wrong.append(f"{name}.accumulation={stage.accumulation} must divide {name}.batch_size={stage.batch_size}")
         if stage.warmup_steps >= stage.n_steps:
-            wrong.append(
-                f"{name}.warmup_steps={stage.warmup_steps} must be below {name}.n_steps={stage.n_steps}"
-            )
+            wrong.append(f"{name}.warmup_steps={stage.warmup_steps} must be below {name}.n_steps={stage.n_steps}")
     longest = p.preferences.prompt_tokens + p.preferences.max_new_tokens
     if longest > m.max_positions:
         wrong.append(
@@ -269,9 +261,7 @@ def _describe(error: Any) -> str:
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         prefix = ".".join(str(part) for part in error["loc"][:-1])
         suggestion = (
-            f"did you mean {prefix + '.' if prefix else ''}{close[0]}?"
-            if close
-            else f"known: {', '.join(known)}"
+            f"did you mean {prefix + '.' if prefix else ''}{close[0]}?" if close else f"known: {', '.join(known)}"
         )
         return f"{where} is not a parameter; {suggestion}"
     if error["type"] == "missing":
@@ -293,9 +283,7 @@ def check(tree: Any, *, where: str = "params.yaml") -> Parameters:
         if not mistakes:
             return parameters
     listed = "\n".join(f"  - {m}" for m in mistakes)
-    raise UserError(
-        f"{where}: {len(mistakes)} mistake(s):\n{listed}\nEdit {where} and run the command again."
-    )
+    raise UserError(f"{where}: {len(mistakes)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
 
 
 def read_tree(path: Path) -> Any:
@@ -303,9 +291,7 @@ def read_tree(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path.name} is missing in {path.parent}; restore it with: git checkout {path.name}"
-        ) from None
+        raise UserError(f"{path.name} is missing in {path.parent}; restore it with: git checkout {path.name}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not readable YAML: {error}") from None
 

@@ -1,0 +1,289 @@
+"""Proximal policy optimisation of the SFT model against the reward model, as in InstructGPT.
+
+The details, each with its source (IG: Ouyang et al. 2022, "Training language models to follow instructions with
+human feedback"; Z: Ziegler et al. 2019; S: Schulman et al. 2017; 37: Huang et al. 2022, "The 37 implementation
+details of PPO"; N: Huang et al. 2024, "The N+ implementation details of RLHF with PPO"):
+
+ 1. Prompts are those of the preference split, which fine-tuning never saw; each batch is a part of a permutation,
+    so that no prompt comes twice in an epoch (IG, appendix C.4; N 1).
+ 2. Answers are sampled at `temperature`, and log-probabilities are taken at that temperature too (N 6).
+ 3. The reward is the reward model's scalar at the last token, moved so that demonstrations score 0 (IG 3.5; N 3).
+ 4. An answer that does not end within max_new_tokens loses `missing_end_penalty`: the reward model has hardly seen
+    such answers, and without it long answers can win by accident (N 5).
+ 5. Every token is charged kl_coef·(log π − log π_SFT), so that the score at the last token is not the only reward
+    (IG, equation 2; Z 2.2). The coefficient is fixed, as in IG.
+ 6. The value model is a network of its own that starts from the reward model (IG 3.5; Z 2.2), its value of a state
+    being that of the prefix before the token is chosen; gamma is 1 (IG, appendix C.4).
+ 7. Generalised advantage estimation; the value after the last token is 0 (37.5).
+ 8. Advantages are whitened over the answer tokens of the iteration (37.7, there per minibatch; N 8).
+ 9. `epochs` passes over the rollouts in shuffled minibatches (S, algorithm 1; 37.6).
+10. Clipped policy ratio (S, equation 7), clipped value loss (37.9), entropy bonus (37.10).
+11. The old log-probabilities come from a training-like forward pass, not from decoding with a cache, so that the
+    ratio of the first minibatch is 1 (N 7).
+12. Gradients of policy and value model are clipped apart, by the norm of each (37.11 clips a shared network).
+13. Adam with β 0.9 and 0.95, ε 1e-8, no weight decay (IG, appendix C.4); its rate warms up over the first tenth of
+    the updates (IG: first 10 iterations) and then falls along a cosine to 0.
+14. PPO-ptx: pretraining_coef times the language-modelling loss on pretraining text in every update (IG, equation 2).
+15. No dropout, and no normalisation of rewards beyond detail 3 (N 2; IG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from axon_models.objectives.ppo import approximate_kl, masked_mean, policy_loss, value_loss
+from tasks.alignment import prompts, rewards
+from tasks.alignment.rollouts import Rollouts, RolloutSettings, answer_statistics, collect, state_values
+from tasks.steps.context import StepContext
+from tasks.tokenizers.chat import PAD
+from tasks.training import tokens
+from tasks.training.batches import rows_of_batch, seed_of, stream_batch
+from tasks.training.checkpoint import Checkpoints, prefixed, without_prefix
+from tasks.training.curves import Curve
+from tasks.training.device import autocast, setup
+from tasks.training.loop import check_finite
+from tasks.training.losses import stream_loss
+from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
+from tasks.training.outputs import read_model, write_metrics, write_model
+from tasks.training.state import load_training_tensors, training_tensors
+
+STAGE = "ppo"
+_FIGURES = ("reward", "kl", "entropy", "clip_fraction", "value_loss", "answer_tokens", "ended")
+_AVERAGED = 3  # iterations that "first" and "last" figures are the mean of: one iteration is noise
+
+
+@dataclass
+class Progress:
+    """Where training stands between two updates. `buffer` is None until an iteration's rollouts are sampled."""
+
+    iteration: int = 0
+    n_updates: int = 0  # within the iteration
+    tokens: int = 0
+    buffer: Rollouts | None = None
+    updates: list[dict[str, float]] = field(default_factory=list)  # figures of this iteration's updates
+    curve: Curve = field(default_factory=Curve)
+
+
+def run(context: StepContext) -> None:
+    """Read `models/sft/`, `models/reward_model/` and prompts, write `models/ppo/`, metrics and the curve."""
+    trainer = Trainer(context)
+    trainer.resume()
+    trainer.train()
+    write_model(context, STAGE, trainer.policy)
+    curve = trainer.at.curve
+    metrics: dict[str, Any] = {"tokens": trainer.at.tokens, "n_iterations": context.params.ppo.n_iterations}
+    for name in _FIGURES:
+        values = [row[name] for row in curve.rows]
+        metrics[f"{name}_first"] = sum(values[:_AVERAGED]) / len(values[:_AVERAGED])
+        metrics[f"{name}_last"] = sum(values[-_AVERAGED:]) / len(values[-_AVERAGED:])
+    write_metrics(context, STAGE, curve, metrics)
+
+
+class Trainer:
+    """The four models of PPO, their optimisers, and the loop over iterations: sample, learn, log, save."""
+
+    def __init__(self, context: StepContext) -> None:
+        params = context.params
+        self.context, self.section, self.precision = context, params.ppo, params.precision
+        self.seed = seed_of(params.seed, STAGE)
+        self.device = setup(params)
+        self.policy = read_model(context, "sft")
+        self.reference = read_model(context, "sft").requires_grad_(False)
+        directory = context.root / "models" / "reward_model"
+        self.reward = rewards.read(directory, device=params.device)
+        self.value = rewards.read(directory, device=params.device)
+        self.reward.model.requires_grad_(False)
+        self.optimizers = {
+            "policy": adamw(self.policy, learning_rate=self.section.learning_rate, beta2=0.95, weight_decay=0.0),
+            "value": adamw(
+                self.value.model, learning_rate=self.section.value_learning_rate, beta2=0.95, weight_decay=0.0
+            ),
+        }
+        self.models: dict[str, nn.Module] = {"policy": self.policy, "value": self.value.model}
+        self.prompts = prompts.to_answer(
+            context, params.ppo.n_iterations * params.ppo.prompts_per_iteration, stage=STAGE
+        )
+        self.pretraining = _pretraining_loss(context, self.device) if self.section.pretraining_coef else None
+        self.n_minibatches = self.section.prompts_per_iteration // self.section.minibatch_size
+        self.updates_per_iteration = self.section.epochs * self.n_minibatches
+        self.checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s)
+        self.at = Progress()
+
+    def train(self) -> None:
+        """All iterations that are left. A kill anywhere costs what came after the last checkpoint, nothing more."""
+        while self.at.iteration < self.section.n_iterations:
+            if self.at.buffer is None:
+                self.at.buffer = self.sample()
+                self._save_if_due()
+            while self.at.n_updates < self.updates_per_iteration:
+                self.at.updates.append(self.update(self.at.buffer))
+                self.at.n_updates += 1
+                self._save_if_due()
+            self._log(self.at.buffer)
+            self.at.iteration, self.at.n_updates, self.at.updates, self.at.buffer = (
+                self.at.iteration + 1,
+                0,
+                [],
+                None,
+            )
+            self._save_if_due()
+
+    def sample(self) -> Rollouts:
+        """This iteration's rollouts: a function of the models and (seed, iteration)."""
+        section, lengths = self.section, self.context.params.preferences
+        iteration = self.at.iteration
+        rows = rows_of_batch(
+            iteration, n_rows=len(self.prompts), batch_size=section.prompts_per_iteration, seed=self.seed
+        )
+        settings = RolloutSettings(
+            prompt_tokens=lengths.prompt_tokens,
+            max_new_tokens=lengths.max_new_tokens,
+            temperature=section.temperature,
+            missing_end_penalty=section.missing_end_penalty,
+            kl_coef=section.kl_coef,
+            gamma=section.gamma,
+            gae_lambda=section.gae_lambda,
+            whiten_advantages=section.whiten_advantages,
+            batch_size=section.minibatch_size,
+            precision=self.precision,
+        )
+        return collect(
+            self.policy,
+            self.reference,
+            self.reward,
+            self.value,
+            [self.prompts[row] for row in rows],
+            settings,
+            seed=seed_of(self.seed, "rollouts", iteration) % 2**31,
+        )
+
+    def update(self, rollouts: Rollouts) -> dict[str, float]:
+        """One step of policy and value model on the minibatch that follows the last one."""
+        section, number = self.section, self.at.iteration * self.updates_per_iteration + self.at.n_updates
+        epoch, place = divmod(self.at.n_updates, self.n_minibatches)
+        rows = rows_of_batch(
+            place,
+            n_rows=section.prompts_per_iteration,
+            batch_size=section.minibatch_size,
+            seed=seed_of(self.seed, "minibatches", self.at.iteration, epoch),
+        )
+        part = rollouts.rows(torch.from_numpy(rows).to(self.device))
+        with autocast(self.device, self.precision):
+            logprobs, entropies = answer_statistics(self.policy, part.tokens, part.mask, section.temperature)
+            values = state_values(self.value, part.tokens, part.mask)
+            of_policy, clip_fraction = policy_loss(
+                logprobs, part.logprobs, part.advantages, part.mask, clip_ratio=section.clip_ratio
+            )
+            of_value, value_clip_fraction = value_loss(
+                values, part.values, part.returns, part.mask, clip_value=section.clip_value
+            )
+            entropy = masked_mean(entropies, part.mask)
+            loss = of_policy + section.value_coef * of_value - section.entropy_coef * entropy
+            if self.pretraining is not None:
+                loss = loss + section.pretraining_coef * self.pretraining(self.policy, number)
+        norms = self._step(loss, number)
+        figures = {
+            "loss": loss.item(),
+            "policy_loss": of_policy.item(),
+            "value_loss": of_value.item(),
+            "clip_fraction": clip_fraction.item(),
+            "value_clip_fraction": value_clip_fraction.item(),
+            "policy_grad_norm": norms["policy"],
+            "value_grad_norm": norms["value"],
+        }
+        return figures
+
+    def _step(self, loss: Tensor, number: int) -> dict[str, float]:
+        """Back-propagate and step both optimisers; returns the gradient norms before clipping."""
+        section = self.section
+        n_updates = section.n_iterations * self.updates_per_iteration
+        peaks = {"policy": section.learning_rate, "value": section.value_learning_rate}
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norms = {
+            name: nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm).item()
+            for name, model in self.models.items()
+        }
+        check_finite(STAGE, number, {"loss": loss.item(), **{f"{n} gradient norm": v for n, v in norms.items()}})
+        for name, optimizer in self.optimizers.items():
+            rate = warmup_cosine(number, n_steps=n_updates, warmup_steps=n_updates // 10, peak=peaks[name], floor=0.0)
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+        return norms
+
+    def _log(self, rollouts: Rollouts) -> None:
+        """Add the iteration to the curve: of the rollouts as sampled, and the mean over its updates."""
+        at = self.at
+        lengths = rollouts.mask.sum(-1).double()  # (B,)
+        at.tokens += int((rollouts.tokens != PAD).sum()) * self.section.epochs
+        values = {
+            "tokens": float(at.tokens),
+            "reward": rollouts.scores.double().mean().item(),
+            "kl": approximate_kl(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask).item()
+            * lengths.mean().item(),
+            "entropy": masked_mean(rollouts.entropy, rollouts.mask).item(),
+            "answer_tokens": lengths.mean().item(),
+            "ended": rollouts.ended.double().mean().item(),
+        }
+        for name in at.updates[0]:
+            values[name] = sum(update[name] for update in at.updates) / len(at.updates)
+        at.curve.add(at.iteration + 1, values)
+        self.context.report(at.iteration + 1, self.section.n_iterations, values)
+
+    def _save_if_due(self) -> None:
+        """Save everything that the next update depends on, the rollouts included, if it is time."""
+        if not self.checkpoints.is_due():
+            return
+        at = self.at
+        tensors: dict[str, Tensor] = {}
+        for name, model in self.models.items():
+            tensors |= prefixed(f"{name}.", training_tensors(model, self.optimizers[name]))
+        if at.buffer is not None:
+            tensors |= prefixed("buffer.", at.buffer.tensors())
+        number = at.iteration * (self.updates_per_iteration + 2) + (0 if at.buffer is None else 1 + at.n_updates)
+        state = {
+            "iteration": at.iteration,
+            "n_updates": at.n_updates,
+            "tokens": at.tokens,
+            "updates": at.updates,
+            "curve": at.curve.rows,
+        }
+        self.checkpoints.save(number, tensors, state)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        saved = self.checkpoints.load(self.device)
+        if saved is None:
+            return
+        tensors, state = saved
+        for name, model in self.models.items():
+            load_training_tensors(model, self.optimizers[name], without_prefix(f"{name}.", tensors))
+        buffer = without_prefix("buffer.", tensors)
+        self.at = Progress(
+            iteration=state["iteration"],
+            n_updates=state["n_updates"],
+            tokens=state["tokens"],
+            buffer=Rollouts(**buffer) if buffer else None,
+            updates=state["updates"],
+            curve=Curve(state["curve"]),
+        )
+
+
+def _pretraining_loss(context: StepContext, device: torch.device) -> Callable[[Any, int], Tensor]:
+    """(policy, update number) -> mean loss per token on a few rows of pretraining text."""
+    stream = tokens.text_stream(context.root, "train")
+    seed = seed_of(context.params.seed, STAGE, "pretraining")
+    batch_size = max(1, context.params.ppo.minibatch_size // 8)
+    seq_len = context.params.pretrain.seq_len
+
+    def loss(policy: Any, number: int) -> Tensor:
+        batch = stream_batch(stream, number, batch_size=batch_size, seq_len=seq_len, seed=seed, device=device)
+        return stream_loss(policy, batch.tensors) / batch.n_targets
+
+    return loss

@@ -1,0 +1,85 @@
+"""Pretrain a decoder from random weights on the text of `tokens/`."""
+
+from __future__ import annotations
+
+import torch
+
+from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import PRESETS
+from tasks.errors import UserError
+from tasks.steps.context import StepContext
+from tasks.tokenizers import bytelevel
+from tasks.tokenizers.chat import END_OF_TEXT
+from tasks.training import tokens
+from tasks.training.batches import seed_of, stream_batch
+from tasks.training.device import setup
+from tasks.training.loop import Recipe, fit
+from tasks.training.losses import bits_per_byte, stream_loss
+from tasks.training.outputs import write_metrics, write_model
+
+STAGE = "pretrain"
+
+
+def run(context: StepContext) -> None:
+    """Read `tokens/text.*`, write `models/pretrain/`, `metrics/pretrain.json` and the curve."""
+    params, section = context.params, context.params.pretrain
+    device = setup(params)
+    model = new_decoder(context).to(device)
+    stream = tokens.text_stream(context.root, "train")
+    n_validation = section.n_validation_batches * section.batch_size * section.seq_len
+    held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
+    if not n_bytes:
+        raise UserError("tokens/text.validation.npy holds no text; raise data.splits.validation in params.yaml")
+    seed = seed_of(params.seed, STAGE)
+
+    def validate() -> dict[str, float]:
+        value = bits_per_byte(
+            model,
+            held_out,
+            n_bytes,
+            seq_len=section.seq_len,
+            batch_size=section.batch_size,
+            separator=END_OF_TEXT,
+        )
+        return {"bits_per_byte": value}
+
+    fitted = fit(
+        model,
+        Recipe.of(STAGE, section, params.precision),
+        batch=lambda k: stream_batch(
+            stream, k, batch_size=section.batch_size, seq_len=section.seq_len, seed=seed, device=device
+        ),
+        loss=stream_loss,
+        evaluate=validate,
+        context=context,
+    )
+    write_model(context, STAGE, model)
+    write_metrics(
+        context,
+        STAGE,
+        fitted.curve,
+        {
+            "bits_per_byte": fitted.curve.last("validation_bits_per_byte"),
+            "loss": fitted.curve.mean_of_last("loss", 20),
+            "n_parameters": sum(p.numel() for p in model.parameters()),
+            "tokens": fitted.tokens,
+        },
+    )
+
+
+def new_decoder(context: StepContext) -> Decoder:
+    """A decoder of the shape of `model` in params.yaml for the tokenizer at hand, weights from the seed."""
+    shape = context.params.model
+    config = PRESETS[shape.preset](
+        vocab_size=bytelevel.load(context.root / "tokenizer").get_vocab_size(),
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        d_feed_forward=shape.d_feed_forward,
+        max_positions=shape.max_positions,
+        rope_theta=shape.rope_theta,
+    )
+    model = Decoder(config)
+    model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
+    return model

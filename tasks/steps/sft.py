@@ -1,0 +1,53 @@
+"""Fine-tune the pretrained decoder on demonstrations: packed rows, loss on answers only."""
+
+from __future__ import annotations
+
+from tasks.steps.context import StepContext
+from tasks.training.device import setup
+from tasks.training.loop import Recipe, fit
+from tasks.training.losses import packed_loss, packed_validation
+from tasks.training.outputs import read_model, write_metrics, write_model
+from tasks.training.tokens import packed_demonstrations
+
+STAGE = "sft"
+
+
+def run(context: StepContext) -> None:
+    """Read `models/pretrain/` and `tokens/demonstrations.*`, write `models/sft/`, metrics and the curve."""
+    section = context.params.sft
+    recipe = Recipe.of(STAGE, section, context.params.precision)
+    tune(context, recipe, source="pretrain", batch_size=section.batch_size)
+
+
+def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) -> None:
+    """Fine-tune `models/SOURCE` by `recipe` and write what the stage `recipe.stage` leaves."""
+    section, stage = context.params.sft, recipe.stage
+    device = setup(context.params)
+    model = read_model(context, source)
+    train = packed_demonstrations(context, "train", seed_name=stage, batch_size=batch_size)
+    held_out = packed_demonstrations(context, "validation", seed_name=stage, batch_size=section.batch_size)
+    validation = [held_out.batch(k, device) for k in range(min(section.n_validation_batches, held_out.n_batches))]
+    fitted = fit(
+        model,
+        recipe,
+        batch=lambda k: train.batch(k, device),
+        loss=packed_loss,
+        evaluate=lambda: packed_validation(model, validation),
+        context=context,
+    )
+    write_model(context, stage, model)
+    write_metrics(
+        context,
+        stage,
+        fitted.curve,
+        {
+            "loss": fitted.curve.mean_of_last("loss", 20),
+            "validation_loss": fitted.curve.last("validation_loss"),
+            "validation_token_accuracy": fitted.curve.last("validation_token_accuracy"),
+            "tokens": fitted.tokens,
+            "n_steps": recipe.n_steps,
+            "n_rows": len(train.rows),
+            "n_examples": sum(len(row) for row in train.rows),
+            "n_too_long": train.n_too_long,
+        },
+    )

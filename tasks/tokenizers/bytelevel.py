@@ -1,0 +1,85 @@
+"""Byte-level BPE with single digits: any text is a sequence of known tokens, and comes back unchanged.
+
+Digits stand alone, so that a number is read place by place (Singh and Strouse 2024, "Tokenization counts").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tasks.errors import UserError
+from tasks.files import new_directory, write_json, write_text
+from tasks.tokenizers.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, TEMPLATE
+
+
+def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """A tokenizer whose ids are the special tokens, the 256 bytes, then merges by frequency.
+
+    Raises UserError when the texts are too few for so many merges: a smaller vocabulary than promised would
+    change the shape of the model in silence.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}: the training text yields only {tokenizer.get_vocab_size()} tokens; "
+            "lower tokenizer.vocab_size in params.yaml, or add text under data",
+            exit_code=1,
+        )
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write tokenizer.json and the files by which `transformers.AutoTokenizer` loads it, chat template included."""
+    with new_directory(directory) as folder:
+        write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+        special = {
+            "bos_token": SPECIAL_TOKENS[END_OF_TEXT],
+            "eos_token": SPECIAL_TOKENS[END],
+            "pad_token": SPECIAL_TOKENS[PAD],
+        }
+        others = [token for token in SPECIAL_TOKENS if token not in special.values()]
+        write_json(folder / "special_tokens_map.json", special | {"additional_special_tokens": others})
+        write_json(
+            folder / "tokenizer_config.json",
+            special
+            | {
+                "additional_special_tokens": others,
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": False,
+                "chat_template": TEMPLATE,
+            },
+        )
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer of a directory; raises UserError if its special tokens are not those of the chat format."""
+    path = directory / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it with: axon run tokenizer") from None
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}; make it again with: axon run tokenizer") from None
+    tokenizer = Tokenizer.from_str(text)
+    found = tuple(tokenizer.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
+    if found != SPECIAL_TOKENS:
+        raise UserError(f"{path} must have the tokens {', '.join(SPECIAL_TOKENS)} as ids 0 to 5, but has {found}")
+    tokenizer.encode_special_tokens = True  # text that spells a special token stays text
+    return tokenizer

@@ -1,0 +1,173 @@
+"""The one loop of every supervised stage: pretrain, sft, sft_continued, reward_model and dpo.
+
+A stage differs by its model, by which rows are in batch k, and by its batch-loss function; nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tasks.errors import UserError
+from tasks.training.batches import Batch
+from tasks.training.checkpoint import Checkpoints
+from tasks.training.curves import Curve
+from tasks.training.device import autocast
+from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
+from tasks.training.state import (
+    generator_tensors,
+    load_generator_tensors,
+    load_training_tensors,
+    training_tensors,
+)
+
+if TYPE_CHECKING:
+    from tasks.parameters import Training
+    from tasks.steps.context import StepContext
+
+Model = TypeVar("Model", bound=nn.Module)
+BatchLoss = Callable[[Model, dict[str, Tensor]], Tensor]
+"""Summed loss (a scalar) of some rows of a batch; `fit` divides by the whole step's `n_targets`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The numbers of one supervised run; `stage` names it in messages and files."""
+
+    stage: str
+    n_steps: int
+    learning_rate: float
+    min_learning_rate: float = 0.0
+    warmup_steps: int
+    weight_decay: float
+    beta2: float = 0.95
+    clip_norm: float
+    accumulation: int = 1
+    evaluate_every: int
+    precision: str
+
+    @classmethod
+    def of(cls, stage: str, section: Training, precision: str) -> Recipe:
+        """The recipe of a section of params.yaml that has all of its numbers: pretrain or sft."""
+        return cls(
+            stage=stage,
+            n_steps=section.n_steps,
+            learning_rate=section.learning_rate,
+            min_learning_rate=section.min_learning_rate,
+            warmup_steps=section.warmup_steps,
+            weight_decay=section.weight_decay,
+            beta2=section.beta2,
+            clip_norm=section.clip_norm,
+            accumulation=section.accumulation,
+            evaluate_every=section.evaluate_every,
+            precision=precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What `fit` leaves beside the trained model: its curve, and the tokens (padding aside) it was trained on."""
+
+    curve: Curve
+    tokens: int
+
+
+def fit(
+    model: Model,
+    recipe: Recipe,
+    *,
+    batch: Callable[[int], Batch],
+    loss: BatchLoss[Model],
+    evaluate: Callable[[], dict[str, float]],
+    context: StepContext,
+) -> Fitted:
+    """Train `model` in place for `recipe.n_steps` updates, from the last checkpoint if there is one.
+
+    batch: the rows of update k, a function of k alone, so that a resumed run sees what an uninterrupted one sees.
+    evaluate: named values for the curve, called every `evaluate_every` updates, first before any and last after all.
+    Raises `UserError` (exit code 1) when the loss or the gradient is not finite.
+    """
+    device = next(model.parameters()).device
+    optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
+    checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s)
+    first, tokens, curve = 0, 0, Curve()
+    saved = checkpoints.load(device)
+    if saved is not None:
+        tensors, state = saved
+        load_training_tensors(model, optimizer, tensors)
+        load_generator_tensors(tensors)
+        first, tokens, curve = state["step"], state["tokens"], Curve(state["curve"])
+
+    for step in range(first, recipe.n_steps + 1):
+        last = step == recipe.n_steps
+        if (step % recipe.evaluate_every == 0 or last) and not (step == first and saved is not None):
+            model.eval()
+            with torch.no_grad(), autocast(device, recipe.precision):
+                curve.add(step, {f"validation_{name}": value for name, value in evaluate().items()})
+            model.train()
+        if step > first and (last or checkpoints.is_due()):
+            state = {"step": step, "tokens": tokens, "curve": curve.rows}
+            checkpoints.save(step, {**training_tensors(model, optimizer), **generator_tensors()}, state)
+        if last:
+            break
+        rows = batch(step)
+        learning_rate = warmup_cosine(
+            step,
+            n_steps=recipe.n_steps,
+            warmup_steps=recipe.warmup_steps,
+            peak=recipe.learning_rate,
+            floor=recipe.min_learning_rate,
+        )
+        set_learning_rate(optimizer, learning_rate)
+        step_loss, grad_norm = _update(model, optimizer, rows, loss, recipe, device, step)
+        tokens += rows.n_tokens
+        values = {
+            "tokens": tokens,
+            "loss": step_loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+        }
+        curve.add(step + 1, values)
+        context.report(step + 1, recipe.n_steps, values)
+    return Fitted(curve=curve, tokens=tokens)
+
+
+def _update(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    rows: Batch,
+    loss: BatchLoss[Model],
+    recipe: Recipe,
+    device: torch.device,
+    step: int,
+) -> tuple[float, float]:
+    """One optimiser step over all micro-batches of `rows`; returns its mean loss and the gradient's norm."""
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in rows.split(recipe.accumulation):
+        with autocast(device, recipe.precision):
+            # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
+            # weigh as much as one with many, and accumulation would change the result.
+            part_loss = loss(model, part) / rows.n_targets
+        part_loss.backward()
+        total += part_loss.item()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm).item()
+    check_finite(recipe.stage, step, {"loss": total, "gradient norm": grad_norm})
+    optimizer.step()
+    return total, grad_norm
+
+
+def check_finite(stage: str, step: int, values: dict[str, float]) -> None:
+    """Raise `UserError` (exit code 1) naming stage, step and value unless all `values` are finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{stage}: the {name} is {value} at step {step + 1}; training diverged. "
+                f"Lower {stage}.learning_rate (or {stage}.clip_norm) in params.yaml and run again.",
+                exit_code=1,
+            )
