@@ -167,7 +167,8 @@ def _judge_prose(answer_text: str, target: str, ended: bool) -> Verdict:
     likeness = similarity(answer_text, target)
     well_formed = ended and is_well_formed_prose(answer_text)
     correct = ended and " ".join(answer_text.split()) == " ".join(target.split())
-    score = likeness if well_formed or correct else round(BAD_FORM_FACTOR * likeness, 6)
+    # In tenths: a finer difference of chrF between two short texts is noise, and such answers should tie.
+    score = round(likeness if well_formed or correct else BAD_FORM_FACTOR * likeness, 1)
     return Verdict(score=score, correct=correct, well_formed=well_formed)
 
 

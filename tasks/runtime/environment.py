@@ -26,6 +26,8 @@ _DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray runs workers at niceness 15, so that every idle server would take a core from training for a moment.
+    "RAY_worker_niceness": "0",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "true",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

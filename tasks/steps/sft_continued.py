@@ -16,7 +16,7 @@ STAGE = "sft_continued"
 
 
 def run(context: StepContext) -> None:
-    """Read `models/sft/` and the budget in `metrics/dpo_tokens.json`, write `models/sft_continued/`, metrics and the curve."""
+    """Read `models/sft/` and the budget in `metrics/dpo_tokens.json`, write `models/sft_continued/` and metrics."""
     params = context.params
     path = context.root / "metrics" / "dpo_tokens.json"
     if not path.is_file():

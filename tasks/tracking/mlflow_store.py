@@ -25,10 +25,10 @@ _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 def client(checkout: Checkout) -> Any:
     """An `MlflowClient` on the checkout's store, quiet about the tables it makes."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # after the import, which sets them
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=checkout.tracking_uri)
 
 

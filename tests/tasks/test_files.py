@@ -10,9 +10,14 @@ from tasks import files
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "model"
-    with pytest.raises(RuntimeError, match="stop"), files.new_directory(target) as scratch:
-        (scratch / "half").write_text("half")
-        raise RuntimeError("stop")
+
+    def stopped_half_way() -> None:
+        with files.new_directory(target) as scratch:
+            (scratch / "half").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped_half_way()
     assert list(tmp_path.iterdir()) == []
     with files.new_directory(target) as scratch:
         (scratch / "a").write_text("1")
