@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: install
 	$(BIN)/axon run
 
-# The same pipeline at a size that takes about an hour on two cores.
+# A larger model and more steps, meant for about an hour on two cores; it writes its values into params.yaml.
 run-hour: install
 	$(BIN)/axon run $(shell cat presets/hour.txt)
 

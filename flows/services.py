@@ -24,6 +24,7 @@ from tasks.tracking.mlflow_store import Sender
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 _START_LIMIT_S = 120
+_SERVER_NICENESS = 10
 
 
 def free_port(preferred: int) -> int:
@@ -48,6 +49,15 @@ def answers(url: str) -> bool:
         return False
 
 
+def _serve_in_background() -> None:
+    """In a server's process before it starts: die with the parent, and leave the cores to training.
+
+    A training step on two threads waits for the slower one, so a server that takes a core for a moment stalls both.
+    """
+    guard.bind_to_parent()
+    os.nice(_SERVER_NICENESS)
+
+
 def start_prefect(checkout: Checkout) -> tuple[subprocess.Popen[bytes], str]:
     """Start a Prefect server on loopback; returns before it answers. Its log is `.axon/logs/prefect.log`."""
     port = free_port(PREFECT_PORT)
@@ -60,7 +70,7 @@ def start_prefect(checkout: Checkout) -> tuple[subprocess.Popen[bytes], str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            preexec_fn=guard.bind_to_parent,
+            preexec_fn=_serve_in_background,
         )
     remember_address(checkout, "prefect", {"url": f"http://127.0.0.1:{port}", "pid": process.pid})
     return process, f"http://127.0.0.1:{port}"
@@ -131,12 +141,13 @@ def ray_head(params: Parameters) -> Iterator[None]:
 
 
 @contextmanager
-def mlflow_sender(checkout: Checkout, *, every_s: float = 5.0) -> Iterator[Sender]:
+def mlflow_sender(checkout: Checkout, *, every_s: float = 10.0) -> Iterator[Sender]:
     """Deliver journals to MLflow in a thread while the run goes on, and what is left when it ends."""
     sender = Sender(checkout)
     stop = threading.Event()
 
     def deliver() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _SERVER_NICENESS)
         while not stop.wait(every_s):
             try:
                 sender.deliver()

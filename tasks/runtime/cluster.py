@@ -112,7 +112,7 @@ class StageWorkers:
         result = self._actor.run.remote(self.params, checkpoints, self._pool)
         try:
             while True:
-                done, _ = ray.wait([result], timeout=0.5)
+                done, _ = ray.wait([result], timeout=1.0)
                 for event in ray.get(self._actor.events.remote()):
                     on_event(event)
                 if done:

@@ -24,6 +24,7 @@ TINY = {
     "data.maths.kinds": ["addition", "comparison", "latex"],
     "data.maths.max_questions": 1200,
     "data.splits": {"preference": 0.25, "validation": 0.1, "test": 0.15},
+    "preferences.temperature": 1.0,
     "tokenizer.vocab_size": 512,
     "model.d_model": 48,
     "model.n_layers": 2,
