@@ -34,7 +34,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     workspace = Workspace.create(tmp_path / "checkout")
 
     run = workspace.start("run")
-    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) > 4)
+    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) >= 4)
     children = workspace.processes()
     assert any("flows.pretrain" in command_line(p) for p in children)
     run.kill()
@@ -46,7 +46,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     run = workspace.start("run")
     wait_until(lambda: checkpoint_of(workspace, "preferences"))
     kill(workspace, "PoolWorker")
-    wait_until(lambda: len(checkpoint_of(workspace, "ppo")) > 4)
+    wait_until(lambda: len(checkpoint_of(workspace, "ppo")) >= 4)
     kill(workspace, "flows.ppo")
     assert run.wait(timeout=580) == 0, (workspace.root / "axon.log").read_text()[-4000:]
 
@@ -66,7 +66,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
 def test_a_killed_prefect_server_ends_the_run_and_the_next_one_goes_on(finished: FinishedRun, tmp_path: Path):
     workspace = Workspace.create(tmp_path / "checkout")
     run = workspace.start("run", "pretrain")
-    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) > 4)
+    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) >= 4)
     kill(workspace, "prefect server")
     run.wait(timeout=580)
     if run.returncode:
