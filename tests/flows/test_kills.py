@@ -7,20 +7,26 @@ import psutil
 import pytest
 
 from tests.flows.conftest import FinishedRun
-from tests.flows.workspace import Workspace, command_line, wait_until
+from tests.flows.workspace import TINY, Workspace, command_line, wait_until
 
 pytestmark = pytest.mark.engines
+UPDATES_AN_ITERATION = TINY["ppo.prompts_per_iteration"] // TINY["ppo.minibatch_size"] * 2  # two epochs
 
 
-def checkpoint_of(workspace: Workspace, stage: str, pattern: str = "*/*") -> list[Path]:
-    """Whole files in the checkpoint folder of a stage."""
-    folder = workspace.root / ".axon" / "checkpoints"
-    return [p for p in folder.glob(f"{stage}-*/{pattern}") if not any(part.startswith(".") for part in p.parts[-2:])]
+def results_of(workspace: Workspace, stage: str) -> list[Path]:
+    """The kept results of a stage that fans out."""
+    return list((workspace.root / ".axon" / "checkpoints").glob(f"{stage}-*/*/[0-9]*.json"))
+
+
+def last_checkpoint(workspace: Workspace, stage: str) -> int:
+    """The number of the newest whole checkpoint of a training stage; 0 if there is none."""
+    found = (workspace.root / ".axon" / "checkpoints").glob(f"{stage}-*/checkpoint-*")
+    return max((int(path.name.removeprefix("checkpoint-")) for path in found), default=0)
 
 
 def first_step(execution: list[dict]) -> int:
     """The step of the first report that an execution made about its work."""
-    return min(event["step"] for event in execution if event["event"] == "metrics" and event["values"])
+    return min(event["step"] for event in execution if event["event"] == "metrics" and "loss" in event["values"])
 
 
 def kill(workspace: Workspace, text: str) -> None:
@@ -34,7 +40,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     workspace = Workspace.create(tmp_path / "checkout")
 
     run = workspace.start("run")
-    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) >= 4)
+    wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)
     children = workspace.processes()
     assert any("flows.pretrain" in command_line(p) for p in children)
     run.kill()
@@ -44,21 +50,21 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     assert not (workspace.root / "models" / "pretrain").exists()
 
     run = workspace.start("run")
-    wait_until(lambda: checkpoint_of(workspace, "preferences"))
+    wait_until(lambda: results_of(workspace, "preferences"))
     kill(workspace, "PoolWorker")
-    wait_until(lambda: len(checkpoint_of(workspace, "ppo")) >= 4)
+    wait_until(lambda: last_checkpoint(workspace, "ppo") > UPDATES_AN_ITERATION + 2)
     kill(workspace, "flows.ppo")
     assert run.wait(timeout=580) == 0, (workspace.root / "axon.log").read_text()[-4000:]
 
     killed, resumed = workspace.executions("pretrain")
     assert killed[-1]["event"] != "end"
     assert resumed[-1]["status"] == "FINISHED"
-    assert first_step(resumed) > first_step(killed)
+    assert first_step(resumed) > 5, "it goes on from a checkpoint, not from the start"
     lost, mended = workspace.executions("preferences")
     assert (lost[-1]["status"], mended[-1]["status"]) == ("FAILED", "FINISHED")
     killed, resumed = workspace.executions("ppo")
     assert killed[-1]["event"] != "end"
-    assert first_step(resumed) > first_step(killed)
+    assert first_step(resumed) > 1, "it goes on from a checkpoint, not from the first iteration"
     assert workspace.lock == finished.workspace.lock
     assert workspace.processes() == []
 
@@ -66,7 +72,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
 def test_a_killed_prefect_server_ends_the_run_and_the_next_one_goes_on(finished: FinishedRun, tmp_path: Path):
     workspace = Workspace.create(tmp_path / "checkout")
     run = workspace.start("run", "pretrain")
-    wait_until(lambda: len(checkpoint_of(workspace, "pretrain")) >= 4)
+    wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)
     kill(workspace, "prefect server")
     run.wait(timeout=580)
     if run.returncode:
