@@ -67,16 +67,3 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     assert first_step(resumed) > 1, "it goes on from a checkpoint, not from the first iteration"
     assert workspace.lock == finished.workspace.lock
     assert workspace.processes() == []
-
-
-def test_a_killed_prefect_server_ends_the_run_and_the_next_one_goes_on(finished: FinishedRun, tmp_path: Path):
-    workspace = Workspace.create(tmp_path / "checkout")
-    run = workspace.start("run", "pretrain")
-    wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)
-    kill(workspace, "prefect server")
-    run.wait(timeout=580)
-    if run.returncode:
-        assert workspace.axon("run", "pretrain").returncode == 0
-    ours, theirs = (w.root / "models" / "pretrain" / "model.safetensors" for w in (workspace, finished.workspace))
-    assert ours.read_bytes() == theirs.read_bytes()
-    assert workspace.processes() == []
