@@ -33,5 +33,9 @@ lint: install
 test: install
 	$(BIN)/python -m pytest
 
+# What takes minutes each: every stage under plain `dvc repro`, more kills. Results are in docs/performance.md.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
 clean:
 	$(BIN)/axon clean

@@ -1,8 +1,9 @@
-"""The command line: `axon run | chat | generate | ui | report | clean | doctor`."""
+"""The command line: `axon run | chat | generate | ui | report | audit | keys | forget | clean | doctor`."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+keys_app = typer.Typer(help="Show the key that signs statements, or export its public half.")
+app.add_typer(keys_app, name="keys")
 MODELS = "champion, challenger, or a stage: pretrain, sft, sft_continued, ppo, dpo"
 
 
@@ -110,11 +113,97 @@ def clean(
 
 
 @app.command()
+def forget(
+    record: Annotated[list[str] | None, typer.Option(metavar="ID", help="A record id; as often as you like.")] = None,
+    source: Annotated[str | None, typer.Option(help="All of a source: python_docs, maths or files:PATH.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="A DuckDB expression: \"text LIKE '%someone%'\".")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Kept in the list, for everyone to read.")] = "on request",
+    keep_tokenizer: Annotated[bool, typer.Option("--keep-tokenizer", help="Do not train the tokenizer again.")] = False,
+    keep_sources: Annotated[
+        bool, typer.Option("--keep-sources", help="Leave the lines in the files of data.files.")
+    ] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="After the next run: remove what was made before.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only show what it would touch.")] = False,
+) -> None:
+    """Remove records from everything: show what holds them, list them for removal, purge what is old."""
+    from flows import forget as forgetting
+    from tasks.lineage.forget import Request
+
+    if purge and (record or source or where):
+        raise UserError("--purge takes no records: it removes what the requests before the last run have left.")
+    if purge:
+        forgetting.purge(_checkout(), yes=yes)
+        return
+    request = Request(
+        records=tuple(record or ()),
+        source=source,
+        where=where,
+        reason=reason,
+        keep_tokenizer=keep_tokenizer,
+        keep_sources=keep_sources,
+    )
+    forgetting.forget(_checkout(), request, yes=yes)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, processor, memory, disk and ports."""
     from flows import doctor as checks
 
     raise typer.Exit(checks.examine(_checkout()))
+
+
+@app.command()
+def audit(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]", help="Only what made this; with --reproduce: stages.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option(metavar="FINGERPRINT", help="Who may sign, given to you.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="DIGEST", help="Where the chain ends, given to you.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Also hold models against these rules (policy.yaml).")] = None,
+    export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a folder for an outside auditor.")] = None,
+    offline: Annotated[Path | None, typer.Option(metavar="DIR", help="Audit such a folder, with nothing else.")] = None,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Run stages again elsewhere and compare.")] = False,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of numbers that is none.")] = 1e-3,
+    form: Annotated[str, typer.Option("--format", help="text or json")] = "text",
+) -> None:
+    """Hash and verify everything anew; leave with 0 if all is well, 1 with findings, 3 where nothing anchors it."""
+    from flows import audit as audits
+
+    names = list(targets or [])
+    if reproduce:
+        if key or head or policy or export or offline:
+            raise UserError("--reproduce goes with stages, --tolerance and --format alone.")
+        raise typer.Exit(audits.reproduce(_checkout(), names, tolerance=tolerance, form=form))
+    if offline is not None:
+        if names or policy or export:
+            raise UserError("--offline goes with --key, --head and --format alone.")
+        raise typer.Exit(audits.audit_offline(offline, keys=list(key or []), head=head, form=form))
+    if len(names) > 1:
+        raise UserError(f"one target at a time, and not {', '.join(names)}.")
+    target = names[0] if names else None
+    raise typer.Exit(
+        audits.audit(_checkout(), target, keys=list(key or []), head=head, policy=policy, to=export, form=form)
+    )
+
+
+@keys_app.callback(invoke_without_command=True)
+def keys(context: typer.Context) -> None:
+    """Show the key that signs statements: its fingerprint, where it is, and the head of the chain."""
+    from flows import keys as commands
+
+    if context.invoked_subcommand is None:
+        commands.show(_checkout())
+
+
+@keys_app.command("export")
+def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder for it.")]) -> None:
+    """Write the public key: it is enough to verify every statement."""
+    from flows import keys as commands
+
+    commands.export(_checkout(), path)
 
 
 def main() -> None:

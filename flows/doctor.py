@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.services import MLFLOW_PORT, PREFECT_PORT
+from flows.ports import MLFLOW_PORT, PREFECT_PORT
 from tasks.runtime.checkout import Checkout
 
 _MIN_FREE_GIB = 5

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import services, summary
+from flows.prefect_server import prefect_server
 from flows.stage import EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
@@ -39,7 +40,7 @@ class Run:
     graph: dict[str, Stage]
     plan: Plan
     console: Console
-    is_partial: bool
+    targets: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -50,7 +51,12 @@ def retrying_helps(error: Any) -> bool:
 
 def execute(run: Run) -> registry.Version | None:
     """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
+    from tasks.lineage import events, recording
+
+    is_recorded = recording.is_on()
     with ExitStack() as stack:
+        if is_recorded:
+            stack.enter_context(events.emitting(run.checkout))
         record = stack.enter_context(Journal(run.checkout.journals, "pipeline"))
         closed = guard.close_earlier_runs(run.checkout)
         if closed:
@@ -58,21 +64,28 @@ def execute(run: Run) -> registry.Version | None:
         stack.enter_context(guard.run_guard(run.checkout, record.id))
         os.environ[journal.PIPELINE_ID] = record.id
         stack.callback(os.environ.pop, journal.PIPELINE_ID, None)
+        began = time.time()
         record.start("pipeline", kind="pipeline", params=run.params.model_dump(mode="json"))
         run.console.print("[dim]starting Prefect, Ray and MLflow …[/dim]")
         started = time.monotonic()
-        stack.enter_context(services.prefect_server(run.checkout))
+        wait_for_prefect = stack.enter_context(prefect_server(run.checkout))
         stack.enter_context(services.ray_head(run.params))
         sender = stack.enter_context(services.mlflow_sender(run.checkout))
-        services.wait_for_prefect(run.checkout)
+        wait_for_prefect()
         run.console.print(
             f"[dim]Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}, Ray at "
             f"{os.environ['AXON_RAY_ADDRESS']}, ready in {time.monotonic() - started:.0f} s[/dim]"
         )
         _pipeline_flow(run, record)
-        record.end("FINISHED", outputs={})
+        statement = _record_run(run, record, began) if is_recorded else None
+        record.end("FINISHED", outputs={}, statement=statement)
         sender.deliver()
-        return None if run.is_partial else registry.register(run.checkout)
+        version = None if run.targets else registry.register(run.checkout)
+        if is_recorded:
+            if version is not None:
+                _record_registration(run, version, record)
+            _print_anchor(run)
+        return version
 
 
 def _pipeline_flow(run: Run, record: Journal) -> None:
@@ -128,6 +141,44 @@ def _reproduce(run: Run, name: str, record: Journal) -> None:
     run.console.print(f"  [green]✓[/green] {name}  {how}  {figure}")
 
 
+def _record_run(run: Run, record: Journal, started: float) -> dict[str, str]:
+    """Write the statement of the whole run; returns how the journal names it."""
+    from tasks.lineage import recording
+
+    values = run.params.model_dump(mode="json")
+    written = recording.record_run(
+        run.checkout, parameters=values, targets=run.targets, execution=record.id, started=started
+    )
+    return written.reference
+
+
+def _record_registration(run: Run, version: registry.Version, record: Journal) -> None:
+    """Write the statement of the registered version, unless it has one."""
+    from tasks.lineage import recording
+
+    if recording.has_registration(run.checkout, registry.NAME, version.version, version.md5):
+        return
+    recording.record_registration(
+        run.checkout,
+        name=registry.NAME,
+        version=version.version,
+        aliases=version.aliases,
+        model=version.model,
+        md5=version.md5,
+        pipeline=record.id,
+        started=time.time(),
+    )
+
+
+def _print_anchor(run: Run) -> None:
+    """What an outside auditor needs to know that the chain of statements ends here, and who signed it."""
+    from tasks.lineage.store import StatementStore
+
+    head = StatementStore.of(run.checkout).head()
+    if head is not None:
+        run.console.print(f"anchor: key {head.key} head {head.digest}", soft_wrap=True)
+
+
 def check_targets(checkout: Checkout, targets: list[str]) -> dict[str, Stage]:
     """The stage graph; a `UserError` if a target is not in it."""
     graph = stages.read_stages(checkout.root)
@@ -143,4 +194,4 @@ def prepare(checkout: Checkout, params: Parameters, targets: list[str], console:
     """Ask DVC what there is to do."""
     graph = check_targets(checkout, targets)
     plan = reproduction.plan(checkout.root, graph, targets, params.model_dump(mode="json"))
-    return Run(checkout=checkout, params=params, graph=graph, plan=plan, console=console, is_partial=bool(targets))
+    return Run(checkout=checkout, params=params, graph=graph, plan=plan, console=console, targets=targets)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from flows.prefect_server import wait_until_ready
 from flows.progress import Progress
 from tasks.errors import UserError
 from tasks.parameters import load
@@ -60,6 +62,7 @@ def _execute(checkout: Checkout, name: str) -> None:
     with Journal(checkout.journals, name) as record, stage_workers(checkout, name, params) as workers:
         inputs = stages.hash_inputs(checkout.root, graph, name)
         values = params.model_dump(mode="json")
+        started = time.time()
         record.start(
             name,
             kind="stage",
@@ -67,18 +70,29 @@ def _execute(checkout: Checkout, name: str) -> None:
             params={key: stages.value_at(values, key) for key in stage.params},
             inputs=inputs,
         )
+        from tasks.lineage import recording  # while the actor starts
+
+        is_recorded = recording.is_on()
+        if is_recorded:
+            recording.prepare(checkout, stage, inputs)
         identity = stages.execution_digest(stage, inputs, values)
         checkpoints = checkout.checkpoints / f"{name}-{identity[:16]}"
-        work = _as_flow(name, lambda: _work(workers, str(checkpoints), name, record))
+        work = _as_flow(checkout, name, lambda: _work(workers, str(checkpoints), name, record))
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
-        record.end("FINISHED", outputs=outputs, used=result["used"])
+        statement = None
+        if is_recorded:
+            pipeline = os.environ.get(journal.PIPELINE_ID)
+            statement = recording.record_stage(
+                checkout, stage, inputs, values, outputs, record.id, pipeline, started
+            ).reference
+        record.end("FINISHED", outputs=outputs, used=result["used"], statement=statement)
     if journal.PIPELINE_ID not in os.environ:
         _deliver(checkout)
 
 
-def _as_flow(name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """The Prefect flow `name` with the one task `work`."""
     from prefect import flow, tags, task
     from prefect.cache_policies import NO_CACHE
@@ -91,6 +105,8 @@ def _as_flow(name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict
         return step()
 
     def run() -> dict[str, Any]:
+        if os.environ.get("PREFECT_API_URL"):
+            wait_until_ready(checkout)
         try:
             with tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
                 return stage()
@@ -112,7 +128,12 @@ def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -
 
 
 def _deliver(checkout: Checkout) -> None:
-    """Outside a pipeline run there is nobody else to tell MLflow."""
+    """Outside a pipeline run there is nobody else to tell MLflow and OpenLineage."""
     from tasks.tracking.mlflow_store import Sender
 
     Sender(checkout).deliver()
+    from tasks.lineage import events, recording
+
+    if recording.is_on():
+        with events.emitting(checkout):
+            pass

@@ -120,13 +120,17 @@ class Preferences(Section):
     batch_size: Count
 
 
-class RewardModel(Section):
+class EpochTraining(Section):
     n_epochs: Count
     batch_size: Count
     learning_rate: Positive
     warmup_steps: Whole
     weight_decay: NonNegative
     clip_norm: Positive
+
+
+class RewardModel(EpochTraining):
+    pass
 
 
 class Ppo(Section):
@@ -150,14 +154,8 @@ class Ppo(Section):
     whiten_advantages: bool
 
 
-class Dpo(Section):
-    n_epochs: Count
-    batch_size: Count
+class Dpo(EpochTraining):
     beta: Positive
-    learning_rate: Positive
-    warmup_steps: Whole
-    weight_decay: NonNegative
-    clip_norm: Positive
     nll_coef: NonNegative
 
 

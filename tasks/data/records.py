@@ -22,13 +22,12 @@ def record_id(source: str, content: str) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRecord:
-    """A text for pretraining. Records of one `group` always share a split; `split` is "" until it is assigned."""
+class _Sourced:
+    """Where a record is from. Records of one `group` always share a split; `split` is "" until it is assigned."""
 
     source: str
     license: str
     group: str
-    text: str
     package: str = ""
     version: str = ""
     file: str = ""
@@ -36,8 +35,19 @@ class TextRecord:
     split: str = ""
 
     @property
+    def content(self) -> str:
+        raise NotImplementedError
+
+    @property
     def record_id(self) -> bytes:
-        return record_id(self.source, self.text)
+        return record_id(self.source, self.content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecord(_Sourced):
+    """A text for pretraining."""
+
+    text: str
 
     @property
     def content(self) -> str:
@@ -45,25 +55,13 @@ class TextRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstration:
+class Demonstration(_Sourced):
     """A prompt with its answer; `target` is what a judge compares with (the bare result for maths)."""
 
-    source: str
-    license: str
-    group: str
     task: str
     prompt: str
     answer: str
     target: str
-    package: str = ""
-    version: str = ""
-    file: str = ""
-    symbol: str = ""
-    split: str = ""
-
-    @property
-    def record_id(self) -> bytes:
-        return record_id(self.source, self.content)
 
     @property
     def content(self) -> str:

@@ -149,9 +149,12 @@ def close_earlier_runs(checkout: Checkout) -> list[str]:
 
 
 @contextmanager
-def run_guard(checkout: Checkout, run_id: str) -> Iterator[None]:
-    """Mark this process and its children with `run_id`, under a guardian that ends them all with this process."""
-    path = checkout.state / "runs" / f"{run_id}.open"
+def run_guard(checkout: Checkout, run_id: str, *, folder: str = "runs") -> Iterator[None]:
+    """Mark this process and its children with `run_id`, under a guardian that ends them all with this process.
+
+    folder: below `.axon/`; what is open in `runs` is ended by the next run (`close_earlier_runs`).
+    """
+    path = checkout.state / folder / f"{run_id}.open"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(str(os.getpid()))
     os.environ[RUN_MARK] = run_id

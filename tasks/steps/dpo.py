@@ -33,19 +33,10 @@ def run(context: StepContext) -> None:
         train = with_reference(model, _pairs(context, "train"), section.batch_size)
         held_out = with_reference(model, _pairs(context, "validation"), section.batch_size)
     buckets = Buckets([p.longest for p in train], batch_size=section.batch_size, seed=seed_of(params.seed, STAGE))
-    n_steps = section.n_epochs * buckets.n_batches
+    recipe = Recipe.over_epochs(STAGE, section, params.precision, n_batches=buckets.n_batches, evaluations_an_epoch=4)
     fitted = fit(
         model,
-        Recipe(
-            stage=STAGE,
-            n_steps=n_steps,
-            learning_rate=section.learning_rate,
-            warmup_steps=min(section.warmup_steps, n_steps - 1),
-            weight_decay=section.weight_decay,
-            clip_norm=section.clip_norm,
-            evaluate_every=max(1, buckets.n_batches // 4),
-            precision=params.precision,
-        ),
+        recipe,
         batch=lambda k: pair_batch([train[row] for row in buckets.rows(k)], device),
         loss=lambda m, rows: pair_loss(m, rows, beta=section.beta, nll_coef=section.nll_coef),
         evaluate=lambda: validation(model, held_out, beta=section.beta, batch_size=section.batch_size),
@@ -54,7 +45,7 @@ def run(context: StepContext) -> None:
     write_model(context, STAGE, model)
     curve = fitted.curve
     # A file of its own, so that the control runs again only when its budget changes, not when a figure of DPO does.
-    write_json(context.root / "metrics" / "dpo_tokens.json", {"tokens": fitted.tokens, "n_steps": n_steps})
+    write_json(context.root / "metrics" / "dpo_tokens.json", {"tokens": fitted.tokens, "n_steps": recipe.n_steps})
     write_metrics(
         context,
         STAGE,
@@ -66,7 +57,7 @@ def run(context: StepContext) -> None:
             "reward_margin": curve.last("validation_reward_margin"),
             "chosen_reward": curve.last("validation_chosen_reward"),
             "tokens": fitted.tokens,
-            "n_steps": n_steps,
+            "n_steps": recipe.n_steps,
             "n_pairs": len(train),
             "n_validation_pairs": len(held_out),
         },

@@ -30,19 +30,10 @@ def run(context: StepContext) -> None:
     train = comparisons.read(context.root, "train")
     held_out = comparisons.read(context.root, "validation")
     buckets = Buckets([c.longest() for c in train], batch_size=section.batch_size, seed=seed_of(params.seed, STAGE))
-    n_steps = section.n_epochs * buckets.n_batches
+    recipe = Recipe.over_epochs(STAGE, section, params.precision, n_batches=buckets.n_batches, evaluations_an_epoch=2)
     fitted = fit(
         model,
-        Recipe(
-            stage=STAGE,
-            n_steps=n_steps,
-            learning_rate=section.learning_rate,
-            warmup_steps=min(section.warmup_steps, n_steps - 1),
-            weight_decay=section.weight_decay,
-            clip_norm=section.clip_norm,
-            evaluate_every=max(1, buckets.n_batches // 2),
-            precision=params.precision,
-        ),
+        recipe,
         batch=lambda k: ranked_batch([train[row] for row in buckets.rows(k)], device),
         loss=ranking_loss,
         evaluate=lambda: accuracy(model, held_out, section.batch_size),

@@ -123,7 +123,7 @@ class Sender:
         digests = [RunTag(f"input.{path}", value) for path, value in (event.get("inputs") or {}).items()]
         if digests:
             self._mlflow.log_batch(run_id, tags=digests)
-            self._mlflow.log_inputs(run_id, datasets=_datasets(event["inputs"]))
+            self._mlflow.log_inputs(run_id, datasets=datasets(event["inputs"]))
         return run_id
 
     def _log(self, run_id: str | None, metrics: list[Any]) -> None:
@@ -135,6 +135,12 @@ class Sender:
 
         outputs: dict[str, str] = event.get("outputs") or {}
         tags = [RunTag(f"output.{path}", value) for path, value in outputs.items()]
+        statement: dict[str, str] = event.get("statement") or {}
+        if statement:
+            tags.append(RunTag("axon.statement", statement["digest"]))
+            file = self._checkout.state.parent / statement["path"]
+            if file.is_file():
+                self._mlflow.log_artifact(run_id, str(file), artifact_path="lineage")
         if event.get("message"):
             tags.append(RunTag("axon.message", event["message"][:4000]))
         if tags:
@@ -166,7 +172,7 @@ def _metrics(event: dict[str, Any]) -> list[Any]:
     return [Metric(key, float(value), at, int(event["step"])) for key, value in event["values"].items()]
 
 
-def _datasets(inputs: dict[str, str]) -> list[Any]:
+def datasets(inputs: dict[str, str]) -> list[Any]:
     """Inputs that are data (code and constraints are tags) as MLflow dataset inputs."""
     from mlflow.entities import Dataset, DatasetInput
 

@@ -27,7 +27,7 @@ from tasks.training.state import (
 )
 
 if TYPE_CHECKING:
-    from tasks.parameters import Training
+    from tasks.parameters import EpochTraining, Training
     from tasks.steps.context import StepContext
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -65,6 +65,23 @@ class Recipe:
             clip_norm=section.clip_norm,
             accumulation=section.accumulation,
             evaluate_every=section.evaluate_every,
+            precision=precision,
+        )
+
+    @classmethod
+    def over_epochs(
+        cls, stage: str, section: EpochTraining, precision: str, *, n_batches: int, evaluations_an_epoch: int
+    ) -> Recipe:
+        """The recipe of a section that counts epochs of `n_batches` updates each: reward_model or dpo."""
+        n_steps = section.n_epochs * n_batches
+        return cls(
+            stage=stage,
+            n_steps=n_steps,
+            learning_rate=section.learning_rate,
+            warmup_steps=min(section.warmup_steps, n_steps - 1),
+            weight_decay=section.weight_decay,
+            clip_norm=section.clip_norm,
+            evaluate_every=max(1, n_batches // evaluations_an_epoch),
             precision=precision,
         )
 

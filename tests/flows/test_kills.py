@@ -1,13 +1,15 @@
 """`kill -9` of any process of a run, then `axon run`: the same `dvc.lock`, from the last checkpoint, no orphan."""
 
+import shutil
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.flows.conftest import FinishedRun
-from tests.flows.workspace import TINY, Workspace, command_line, wait_until
+from tests.flows.workspace import OUTPUTS, TINY, Workspace, command_line, wait_until
 
 pytestmark = pytest.mark.engines
 UPDATES_AN_ITERATION = TINY["ppo.prompts_per_iteration"] // TINY["ppo.minibatch_size"] * 2  # two epochs
@@ -66,4 +68,33 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     assert killed[-1]["event"] != "end"
     assert first_step(resumed) > 1, "it goes on from a checkpoint, not from the first iteration"
     assert workspace.lock == finished.workspace.lock
+    assert workspace.processes() == []
+
+
+def test_a_killed_prefect_server_is_started_again_and_a_killed_raylet_ends_in_the_same_lock(
+    finished: FinishedRun, tmp_path: Path
+):
+    workspace = Workspace.create(tmp_path / "checkout")
+    for name in OUTPUTS:
+        shutil.copytree(finished.workspace.root / name, workspace.root / name)
+    lock = yaml.safe_load(finished.workspace.lock)
+    del lock["stages"]["pretrain"], lock["stages"]["reward_model"]
+    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+
+    run = workspace.start("run", "reward_model")
+    wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)
+    kill(workspace, "prefect server start")
+    wait_until(lambda: last_checkpoint(workspace, "reward_model") >= 2)
+    (pretrain,) = workspace.executions("pretrain")
+    assert pretrain[-1]["status"] == "FINISHED"
+    children = workspace.processes()
+    kill(workspace, "raylet/raylet")
+    run.wait(timeout=300)
+    _gone, alive = psutil.wait_procs(children, timeout=15)
+    assert [command_line(p) for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+
+    result = workspace.axon("run", "reward_model")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert first_step(workspace.executions("reward_model")[-1]) > 2 or run.returncode == 0
+    assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
     assert workspace.processes() == []

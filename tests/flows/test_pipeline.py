@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import yaml
 
 from tasks.runtime import stages
 from tests.flows.conftest import FinishedRun
-from tests.flows.workspace import TINY, Workspace
+from tests.flows.workspace import OUTPUTS, TINY, Workspace
 
 pytestmark = pytest.mark.engines
+
 MODELS = ("base", "sft", "sft_continued", "ppo", "dpo", "best_of_n")
 
 
@@ -231,8 +233,24 @@ def test_chat_and_generate_answer(finished: FinishedRun):
     assert "allowed: champion, challenger" in unknown.stderr
 
 
-def test_plain_dvc_repro_gives_the_same_bytes(finished: FinishedRun, tmp_path: Path):
+def test_plain_dvc_repro_of_some_stages_gives_the_same_bytes(finished: FinishedRun, tmp_path: Path):
+    """A stage that fans out and one that trains; `make test-slow` does all of them."""
     workspace = Workspace.create(tmp_path / "checkout")
-    result = workspace.dvc("repro")
+    for name in OUTPUTS:
+        shutil.copytree(finished.workspace.root / name, workspace.root / name)
+    lock = yaml.safe_load(finished.workspace.lock)
+    del lock["stages"]["tokenizer"], lock["stages"]["dpo"]
+    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    result = workspace.dvc("repro", "--single-item", "tokenizer", "dpo")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert len(workspace.executions("tokenizer")) == len(workspace.executions("dpo")) == 1
+    assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_plain_dvc_repro_of_every_stage_gives_the_same_lock_file(finished: FinishedRun, tmp_path: Path):
+    workspace = Workspace.create(tmp_path / "checkout")
+    result = workspace.dvc("repro", timeout_s=1700)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert workspace.lock == finished.workspace.lock

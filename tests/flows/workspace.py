@@ -18,6 +18,7 @@ import yaml
 from tasks.runtime import guard
 from tests.helpers import REPOSITORY, make_tree
 
+OUTPUTS = ("data", "tokenizer", "tokens", "models", "preferences", "metrics", "evaluation", "report")
 TINY = {
     "data.python_docs.packages": ["numpy"],
     "data.python_docs.max_questions": 200,
@@ -113,10 +114,10 @@ class Workspace:
             command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=580
         )
 
-    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def dvc(self, *arguments: str, timeout_s: float = 580) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(
-            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=580
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=timeout_s
         )
 
     @property

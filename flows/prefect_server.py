@@ -1,0 +1,149 @@
+"""The Prefect server of a run: started, watched, started again if it dies, and waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from flows.ports import PREFECT_PORT, free_port
+from tasks.errors import UserError
+from tasks.runtime import guard
+from tasks.runtime.checkout import Checkout, remember_address
+
+_START_LIMIT_S = 120
+_MAX_RESTARTS = 5
+SERVER_NICENESS = 10
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers 200 at `url`."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _serve_in_background() -> None:
+    """In a server's process before it starts: die with the parent, and leave the cores to training.
+
+    A training step on two threads waits for the slower one, so a server that takes a core for a moment stalls both.
+    """
+    guard.bind_to_parent()
+    os.nice(SERVER_NICENESS)
+
+
+def log_of(checkout: Checkout) -> Path:
+    return checkout.state / "logs" / "prefect.log"
+
+
+def start(checkout: Checkout, port: int) -> subprocess.Popen[bytes]:
+    """Start a server at `port` of loopback; returns before it answers."""
+    log_of(checkout).parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log_of(checkout).open("ab") as log:
+        process = subprocess.Popen(
+            [*command, "--no-services"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=checkout.root,
+            preexec_fn=_serve_in_background,
+        )
+    remember_address(checkout, "prefect", {"url": f"http://127.0.0.1:{port}", "pid": process.pid})
+    return process
+
+
+def running(checkout: Checkout) -> str | None:
+    """The address of the server of a run of this checkout under way; another checkout's may answer at the same port."""
+    path = checkout.state / "services" / "prefect.json"
+    if not path.is_file():
+        return None
+    noted = json.loads(path.read_text())
+    try:
+        is_ours = str(checkout.root) == psutil.Process(noted["pid"]).cwd()
+    except psutil.Error:
+        return None
+    return str(noted["url"]) if is_ours and answers(f"{noted['url']}/api/health") else None
+
+
+class _Watched:
+    """A server, started again at its port when it dies after it has once answered."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self._checkout = checkout
+        self._port = free_port(PREFECT_PORT)
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._lock = threading.Lock()
+        self._is_stopping = False
+        self.has_given_up = False
+        log_of(checkout).unlink(missing_ok=True)
+        self._started = threading.Event()
+        # The kernel ends a child bound to its parent with the *thread* that made it: one thread makes them all.
+        threading.Thread(target=self._keep, name="prefect-server", daemon=True).start()
+        self._started.wait()
+
+    def _keep(self) -> None:
+        for _ in range(1 + _MAX_RESTARTS):
+            with self._lock:
+                if self._is_stopping:
+                    return
+                self._process = start(self._checkout, self._port)
+                self._started.set()
+            was_up = False
+            while self._process.poll() is None:
+                was_up = was_up or answers(f"{self.url}/api/health")
+                time.sleep(1.0 if was_up else 0.1)
+            if not was_up:
+                break
+        self.has_given_up = True
+
+    def stop(self) -> None:
+        with self._lock:
+            self._is_stopping = True
+            self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def prefect_server(checkout: Checkout) -> Iterator[Callable[[], None]]:
+    """`PREFECT_API_URL` as it is, or a server of this run; gives a function that waits until it is ready."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: wait_until_ready(checkout)
+        return
+    server = _Watched(checkout)
+    os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+    try:
+        yield lambda: wait_until_ready(checkout, is_hopeless=lambda: server.has_given_up)
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.stop()
+
+
+def wait_until_ready(checkout: Checkout, *, is_hopeless: Callable[[], bool] = lambda: False) -> None:
+    """Wait for the server at `PREFECT_API_URL`: a `UserError` with the end of its log if it does not answer.
+
+    Prefect's client tries again for a minute where it was connected before, but gives up at once where it was not.
+    """
+    url = f"{os.environ['PREFECT_API_URL']}/health"
+    deadline = time.monotonic() + _START_LIMIT_S
+    while not answers(url):
+        if is_hopeless() or time.monotonic() > deadline:
+            log = log_of(checkout)
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
+            raise UserError(f"Prefect does not answer at {url}; the end of {log}:\n{tail}", exit_code=1)
+        time.sleep(0.1)

@@ -1,0 +1,35 @@
+"""MLflow holds the statement of every run: as an artifact, and its digest as a tag."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.tracking.journal import Journal
+from tasks.tracking.mlflow_store import Sender, client
+from tests.tasks.lineage.workspace import make_checkout, record
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return make_checkout(tmp_path)
+
+
+def test_the_statement_is_an_artifact_of_its_run(checkout, tmp_path_factory):
+    with Journal(checkout.journals, "make") as journal:
+        journal.start("make", kind="stage", params={}, inputs={})
+        written = record(checkout, "make", execution=journal.id)
+        journal.end("FINISHED", outputs={}, used=[], statement=written.reference)
+    with Journal(checkout.journals, "use") as other:
+        other.start("use", kind="stage", params={}, inputs={})
+        other.end("FINISHED", outputs={}, used=[], statement=None)
+    sender = Sender(checkout)
+    sender.deliver()
+    mlflow = client(checkout)
+    run_id = sender.run_of(journal.id)
+    assert mlflow.get_run(run_id).data.tags["axon.statement"] == written.statement.digest
+    copy = mlflow.download_artifacts(run_id, "lineage/000001-make.json", str(tmp_path_factory.mktemp("copy")))
+    assert Path(copy).read_bytes() == written.path.read_bytes()
+    without = mlflow.get_run(sender.run_of(other.id))
+    assert "axon.statement" not in without.data.tags
+    assert mlflow.list_artifacts(without.info.run_id) == []
