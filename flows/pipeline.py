@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import services, summary
+from flows import registration, services, summary
 from flows.prefect_server import prefect_server
 from flows.stage import EXIT_WORKER_LOST
 from tasks import registry
@@ -80,12 +80,7 @@ def execute(run: Run) -> registry.Version | None:
         statement = _record_run(run, record, began) if is_recorded else None
         record.end("FINISHED", outputs={}, statement=statement)
         sender.deliver()
-        version = None if run.targets else registry.register(run.checkout)
-        if is_recorded:
-            if version is not None:
-                _record_registration(run, version, record)
-            _print_anchor(run)
-        return version
+        return None if run.targets else registration.register(run.checkout, run.console, pipeline=record.id)
 
 
 def _pipeline_flow(run: Run, record: Journal) -> None:
@@ -150,33 +145,6 @@ def _record_run(run: Run, record: Journal, started: float) -> dict[str, str]:
         run.checkout, parameters=values, targets=run.targets, execution=record.id, started=started
     )
     return written.reference
-
-
-def _record_registration(run: Run, version: registry.Version, record: Journal) -> None:
-    """Write the statement of the registered version, unless it has one."""
-    from tasks.lineage import recording
-
-    if recording.has_registration(run.checkout, registry.NAME, version.version, version.md5):
-        return
-    recording.record_registration(
-        run.checkout,
-        name=registry.NAME,
-        version=version.version,
-        aliases=version.aliases,
-        model=version.model,
-        md5=version.md5,
-        pipeline=record.id,
-        started=time.time(),
-    )
-
-
-def _print_anchor(run: Run) -> None:
-    """What an outside auditor needs to know that the chain of statements ends here, and who signed it."""
-    from tasks.lineage.store import StatementStore
-
-    head = StatementStore.of(run.checkout).head()
-    if head is not None:
-        run.console.print(f"anchor: key {head.key} head {head.digest}", soft_wrap=True)
 
 
 def check_targets(checkout: Checkout, targets: list[str]) -> dict[str, Stage]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import pipeline, settings, summary
+from flows import pipeline, registration, settings, summary
 from tasks import registry
 from tasks.data import sources
 from tasks.errors import UserError
@@ -53,6 +53,7 @@ def run(checkout: Checkout, targets: list[str], assignments: list[str], *, dry_r
     if not targets:
         summary.print_samples(console, checkout.root)
         summary.print_next(console, checkout.root, version)
+    registration.print_anchor(checkout, console)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
