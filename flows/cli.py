@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows import lineage_commands
 from tasks.errors import UserError
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Show the key that signs statements, or export its public half.")
 app.add_typer(keys_app, name="keys")
+app.add_typer(lineage_commands.app, name="lineage")
 MODELS = "champion, challenger, or a stage: pretrain, sft, sft_continued, ppo, dpo"
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
+if TYPE_CHECKING:
+    from tasks.steps.context import FanOut
+
 SHINGLE_WORDS = 5
+N_CHUNKS = 12
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication is a bijection modulo 2**64
 _SEED = 1
@@ -33,22 +37,39 @@ def shingle_hashes(text: str) -> np.ndarray:
     return np.unique(mixed >> np.uint64(32))
 
 
-def signature(text: str, permutations: int, template: MinHash | None = None) -> np.ndarray:
-    """MinHash values (permutations,) uint64; `template` saves drawing the permutations again."""
-    minhash = MinHash(permutations, seed=_SEED, hashfunc=int) if template is None else template.copy()
+def template(permutations: int) -> MinHash:
+    """An empty MinHash; copying it saves drawing the permutations again."""
+    return MinHash(permutations, seed=_SEED, hashfunc=int)
+
+
+def signature(text: str, permutations: int, empty: MinHash | None = None) -> np.ndarray:
+    """MinHash values (permutations,) uint64; `empty` is a `template` of so many permutations."""
+    minhash = template(permutations) if empty is None else empty.copy()
     minhash.update_batch(shingle_hashes(text))
     return np.asarray(minhash.hashvalues, dtype=np.uint64)
 
 
 def sign(item: dict[str, Any]) -> list[str]:
     """For fan-out: `{"texts": […], "permutations": n}` to one base64 text per signature (uint32 values)."""
-    template = MinHash(item["permutations"], seed=_SEED, hashfunc=int)
-    signatures = (signature(text, item["permutations"], template) for text in item["texts"])
+    empty = template(item["permutations"])
+    signatures = (signature(text, item["permutations"], empty) for text in item["texts"])
     return [base64.b64encode(values.astype("<u4").tobytes()).decode() for values in signatures]
 
 
 def decode(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<u4").astype(np.uint64)
+
+
+def sign_all(name: str, texts: Sequence[str], permutations: int, fan_out: FanOut) -> list[np.ndarray]:
+    """The signatures of `texts`, made in other processes."""
+    return [decode(made) for made in deal(name, f"{__name__}:sign", texts, {"permutations": permutations}, fan_out)]
+
+
+def deal(name: str, function: str, texts: Sequence[str], item: Mapping[str, Any], fan_out: FanOut) -> list[Any]:
+    """One result per text: texts are dealt out in turn to `N_CHUNKS` items `{"texts": […], **item}` of a fan-out."""
+    parts = [texts[i::N_CHUNKS] for i in range(N_CHUNKS) if texts[i::N_CHUNKS]]
+    results = fan_out(name, function, [{"texts": list(part), **item} for part in parts])
+    return [results[i % N_CHUNKS][i // N_CHUNKS] for i in range(len(texts))]
 
 
 def clusters(signatures: Sequence[np.ndarray], threshold: float) -> list[int]:
@@ -69,9 +90,9 @@ def clusters(signatures: Sequence[np.ndarray], threshold: float) -> list[int]:
         return []
     permutations = len(signatures[0])
     lsh = MinHashLSH(threshold=threshold, num_perm=permutations)
-    template = MinHash(permutations, seed=_SEED, hashfunc=int)
+    empty = template(permutations)
     for i, values in enumerate(signatures):
-        minhash = template.copy()
+        minhash = empty.copy()
         minhash.hashvalues = values
         for j in lsh.query(minhash):
             if np.mean(values == signatures[j]) >= threshold:

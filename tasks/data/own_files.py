@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tasks.errors import UserError
 # within a sentence is the author's own.
 _LABEL = re.compile(r"^(?:#+ *)?(?:Instruction|Input|Output|Response|Context):[ \t]*", re.MULTILINE)
 ROLES = ("system", "user", "assistant")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FORMS = (
     '{"text": …}, {"instruction": …, "input": … (optional), "output": …}, {"prompt": …, "response": …} '
     'or {"messages": [{"role": …, "content": …}, …]}'
@@ -112,34 +113,44 @@ def parse_line(line: bytes, source: str, license: str) -> Record:
     )
 
 
-def read_file(path: str, license: str, root: Path) -> OwnRecords:
-    """All lines of a file. Raises `UserError` when it is missing or empty."""
+def read_lines(path: str, license: str, root: Path) -> Iterator[tuple[int, Record | Reject]]:
+    """Line number, from 1, and record of every line that is not blank; a `Reject` with the reason for a damaged one.
+
+    Raises `UserError` when there is no such file.
+    """
     source = f"files:{path}"
     try:
         content = (root / path).read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"data.files: {path} is not a file below {root}; correct its path in params.yaml") from None
+    for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, parse_line(line, source, license)
+        except DamagedLine as error:
+            text = normalise(line.decode("utf-8", "replace"))
+            yield number, Reject(source=source, reason="damaged", detail=f"line {number}: {error}", text=text)
+
+
+def read_file(path: str, license: str, root: Path) -> OwnRecords:
+    """All lines of a file. Raises `UserError` when it is missing or empty."""
     texts: list[TextRecord] = []
     demonstrations: list[Demonstration] = []
     damaged: list[Reject] = []
-    n_read = 0
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        n_read += 1
-        try:
-            record = parse_line(line, source, license)
-        except DamagedLine as error:
-            text = normalise(line.decode("utf-8", "replace"))
-            damaged.append(Reject(source=source, reason="damaged", detail=f"line {number}: {error}", text=text))
-            continue
+    for _, record in read_lines(path, license, root):
         if isinstance(record, TextRecord):
             texts.append(record)
-        else:
+        elif isinstance(record, Demonstration):
             demonstrations.append(record)
+        else:
+            damaged.append(record)
+    n_read = len(texts) + len(demonstrations) + len(damaged)
     if not n_read:
         raise UserError(f"data.files: {path} is empty; write one JSON object per line, as {FORMS}")
-    return OwnRecords(source=source, n_read=n_read, texts=texts, demonstrations=demonstrations, damaged=damaged)
+    return OwnRecords(
+        source=f"files:{path}", n_read=n_read, texts=texts, demonstrations=demonstrations, damaged=damaged
+    )
 
 
 def check_damage(own: OwnRecords, max_damaged_fraction: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from tasks.data import near_duplicates, overlap
 from tasks.data.cleaning import Limits, normalise, why_rejected
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from tasks.parameters import NearDuplicates, Splits
     from tasks.steps.context import FanOut
 
-N_CHUNKS = 12
 T = TypeVar("T", TextRecord, Demonstration)
 
 
@@ -44,11 +45,14 @@ class Rejects:
         return [*self.texts, *self.demonstrations, *self.paragraphs]
 
 
+def normalised(records: Sequence[TextRecord]) -> list[TextRecord]:
+    return [replace(record, text=normalise(record.text)) for record in records]
+
+
 def clean(records: Sequence[TextRecord], limits: Limits, rejects: Rejects) -> list[TextRecord]:
-    """Normalise, then keep what passes the filters."""
+    """Keep of normalised records those that pass the filters."""
     kept = []
     for record in records:
-        record = replace(record, text=normalise(record.text))
         why = why_rejected(record.text, limits)
         if why is None:
             kept.append(record)
@@ -71,15 +75,22 @@ def _name(record: Record) -> str:
     return record.symbol or record.record_id.hex()
 
 
-def drop_near(records: Sequence[T], name: str, like: NearDuplicates, fan_out: FanOut, rejects: Rejects) -> list[T]:
-    """Keep the first record of each cluster of near-duplicates, so that no cluster can straddle two splits."""
-    texts = [record.content for record in records]
-    parts = [texts[i::N_CHUNKS] for i in range(N_CHUNKS) if texts[i::N_CHUNKS]]
-    items = [{"texts": part, "permutations": like.permutations} for part in parts]
-    results = fan_out(name, "tasks.data.near_duplicates:sign", items)
-    signatures = [
-        near_duplicates.decode(results[i % N_CHUNKS][i // N_CHUNKS]) for i in range(len(texts))
-    ]  # the parts were dealt out in turn
+def drop_near(
+    records: Sequence[T],
+    name: str,
+    like: NearDuplicates,
+    fan_out: FanOut,
+    rejects: Rejects,
+    known: Mapping[str, np.ndarray] | None = None,
+) -> list[T]:
+    """Keep the first record of each cluster of near-duplicates, so that no cluster can straddle two splits.
+
+    `known` are signatures by content that were computed before.
+    """
+    known = known or {}
+    new = [record.content for record in records if record.content not in known]
+    signed = dict(zip(new, near_duplicates.sign_all(name, new, like.permutations, fan_out), strict=True))
+    signatures = [known[text] if text in known else signed[text] for text in (record.content for record in records)]
     first = near_duplicates.clusters(signatures, like.threshold)
     kept = []
     for number, record in enumerate(records):

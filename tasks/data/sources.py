@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.data import removal_list
 from tasks.data.packages import check_installed, read_pins
 from tasks.errors import UserError
 
@@ -25,7 +26,9 @@ def _check_file(number: int, path: str, root: Path) -> list[str]:
 
 
 def check_sources(params: Parameters, root: Path) -> None:
-    """Raise one `UserError` that lists every missing or empty file, unknown package, and source with nothing in it."""
+    """Raise one `UserError` that lists every missing or empty file, unknown package, and source with nothing in it;
+    and one about the removal list, if that is not right."""
+    removal_list.read(root)
     data = params.data
     wrong = []
     if data.python_docs.packages:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def plan(root: Path, graph: Mapping[str, Stage], targets: list[str], parameters:
     from dvc.exceptions import DvcException
 
     try:
-        with _repo(root) as repo:
+        with contextlib.chdir(root), _repo(root) as repo:  # DVC takes paths from the working directory
             status: dict[str, Any] = repo.status()
     except DvcException as error:
         raise UserError(f"DVC cannot tell the state of this checkout: {error}", exit_code=1) from None
@@ -118,9 +118,8 @@ def reproduce(root: Path, name: str) -> bool:
     """Have DVC reproduce one stage if it is stale; whether it ran or was restored from the run cache."""
     from dvc.exceptions import DvcException
 
-    before = os.getcwd()
     try:
-        with _repo(root) as repo:
+        with contextlib.chdir(root), _repo(root) as repo:
             done = repo.reproduce(targets=[name], single_item=True)
     except DvcException as error:
         causes: list[str] = []
@@ -131,8 +130,6 @@ def reproduce(root: Path, name: str) -> bool:
         text = ": ".join(dict.fromkeys(causes))
         found = re.search(r"exited with (-?\d+)", text)
         raise StageFailed(name, int(found.group(1)) if found else 1, text) from None
-    finally:
-        os.chdir(before)
     return bool(done)
 
 

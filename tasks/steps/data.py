@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tasks.data import maths, own_files, preparation, python_docs, records
+from tasks.data import maths, own_files, preparation, python_docs, records, removals
 from tasks.data.cleaning import Limits
 from tasks.data.packages import Package
 from tasks.data.records import Demonstration, Record, Reject, TextRecord
+from tasks.data.removals import Removals
 from tasks.data.sources import check_sources
 from tasks.errors import UserError
 from tasks.files import write_json
@@ -21,17 +22,28 @@ N_PHASES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """What the sources hold as read; `n_read` counts texts, `n_asked` demonstrations, by source."""
+    """What the sources hold as read; `n_read` counts texts, `n_asked` demonstrations, by source.
+
+    `listed` is the removal list, and the other two count what it took out of each.
+    """
 
     docs: python_docs.Collected
     own: list[own_files.OwnRecords]
     n_read: Counter[str]
     n_asked: Counter[str]
+    listed: Removals
+    n_removed_texts: Counter[str] = field(default_factory=Counter)
+    n_removed_demonstrations: Counter[str] = field(default_factory=Counter)
 
 
-def _read_own_files(context: StepContext) -> list[own_files.OwnRecords]:
+def _read_own_files(context: StepContext, listed: Removals, n_removed: Counter[str]) -> list[own_files.OwnRecords]:
     """The records of `data.files`; past the limit of damaged lines these are written to rejects before it fails."""
-    found = [own_files.read_file(own.path, own.license, context.root) for own in context.params.data.files]
+    found = []
+    for number, file in enumerate(context.params.data.files):
+        read = own_files.read_file(file.path, file.license, context.root)
+        damaged = removals.drop(read.damaged, f"damaged_{number}", listed, None, context.fan_out)
+        n_removed.update(r.source for r in damaged.removed)
+        found.append(replace(read, damaged=damaged.kept))
     try:
         for own in found:
             own_files.check_damage(own, context.params.data.max_damaged_fraction)
@@ -47,33 +59,43 @@ def _write_rejects(context: StepContext, rejects: Sequence[Reject]) -> None:
 
 
 def _read(context: StepContext, rejects: preparation.Rejects) -> _Sources:
-    own = _read_own_files(context)
+    listed, n_removed = removals.read(context.root), Counter[str]()
+    own = _read_own_files(context, listed, n_removed)
     docs = python_docs.collect(context.params.data.python_docs.packages, context.fan_out)
     rejects.texts += [*docs.unreadable, *(reject for o in own for reject in o.damaged)]
     n_read = Counter(t.source for t in docs.texts) + Counter(r.source for r in docs.unreadable)
-    n_read.update({o.source: len(o.texts) + len(o.damaged) for o in own})
+    n_read.update({o.source: len(o.texts) + len(o.damaged) + n_removed[o.source] for o in own})
     n_asked = Counter({o.source: len(o.demonstrations) for o in own})
-    return _Sources(docs=docs, own=own, n_read=n_read, n_asked=n_asked)
+    return _Sources(docs=docs, own=own, n_read=n_read, n_asked=n_asked, listed=listed, n_removed_texts=n_removed)
 
 
 def _texts(context: StepContext, sources: _Sources, rejects: preparation.Rejects) -> list[TextRecord]:
-    """Texts that pass the filters, without duplicates."""
+    """Texts that pass the filters, without what the removal list names and without duplicates."""
     params = context.params.data
-    limits = Limits(**params.filters.model_dump())
-    read = [*sources.docs.texts, *(t for own in sources.own for t in own.texts)]
-    texts = preparation.drop_exact(preparation.clean(read, limits, rejects), rejects)
-    return preparation.drop_near(texts, "text_signatures", params.near_duplicates, context.fan_out, rejects)
+    limits, like = Limits(**params.filters.model_dump()), params.near_duplicates
+    read = preparation.normalised([*sources.docs.texts, *(t for own in sources.own for t in own.texts)])
+    dropped = removals.drop(read, "text", sources.listed, like, context.fan_out)
+    sources.n_removed_texts.update(t.source for t in dropped.removed)
+    texts = preparation.drop_exact(preparation.clean(dropped.kept, limits, rejects), rejects)
+    return preparation.drop_near(texts, "text_signatures", like, context.fan_out, rejects, dropped.signatures)
 
 
 def _demonstrations(
     context: StepContext, sources: _Sources, texts: Sequence[TextRecord], rejects: preparation.Rejects
 ) -> tuple[list[Demonstration], int]:
-    """Demonstrations of all sources without duplicates, and how many public symbols have no fit sentence."""
-    params = context.params.data
+    """Demonstrations of all sources without what the removal list names and without duplicates, and how many public
+    symbols have no fit sentence."""
+    params, listed, like = context.params.data, sources.listed, context.params.data.near_duplicates
     asked, n_unfit = python_docs.questions(texts, sources.docs.public)
     own = [d for o in sources.own for d in o.demonstrations]
-    spoken = preparation.drop_exact([*asked, *preparation.drop_long(own, params.filters.max_chars, rejects)], rejects)
-    spoken = preparation.drop_near(spoken, "demonstration_signatures", params.near_duplicates, context.fan_out, rejects)
+    dropped = removals.drop([*asked, *own], "demonstration", listed, like, context.fan_out)
+    asked_kept = [d for d in dropped.kept if d.source == python_docs.SOURCE]
+    own_kept = [d for d in dropped.kept if d.source != python_docs.SOURCE]
+    own_kept = preparation.drop_long(own_kept, params.filters.max_chars, rejects)
+    spoken = preparation.drop_exact([*asked_kept, *own_kept], rejects)
+    spoken = preparation.drop_near(
+        spoken, "demonstration_signatures", like, context.fan_out, rejects, dropped.signatures
+    )
     spoken = preparation.at_most(spoken, python_docs.SOURCE, params.python_docs.max_questions, rejects)
     generated = maths.generate(
         params.maths.kinds,
@@ -82,7 +104,11 @@ def _demonstrations(
         seed=context.params.seed,
     )
     sources.n_asked.update({python_docs.SOURCE: len(asked), maths.SOURCE: len(generated)})
-    return [*generated, *spoken], n_unfit
+    # Generated questions are templates: one is removed for itself, never for being like another.
+    removed = [d for d in generated if listed.lists(d)] if listed else []
+    sources.n_removed_demonstrations.update(d.source for d in [*dropped.removed, *removed])
+    gone = {d.record_id for d in removed}
+    return [*(d for d in generated if d.record_id not in gone), *spoken], n_unfit
 
 
 def _split(
@@ -120,12 +146,15 @@ def _check_not_empty(texts: Sequence[TextRecord], demonstrations: Sequence[Demon
             )
 
 
-def _counts(n_read: int, kept: Sequence[Record], rejects: Sequence[Reject], source: str) -> dict[str, Any]:
+def _counts(
+    n_read: Counter[str], kept: Sequence[Record], rejects: Sequence[Reject], source: str, n_removed: Counter[str]
+) -> dict[str, Any]:
+    """What became of the records of one source. What the removal list took out is counted, and kept nowhere."""
     return {
-        "read": n_read,
+        "read": n_read[source],
         "kept": sum(record.source == source for record in kept),
         "rejected": dict(Counter(r.reason for r in rejects if r.source == source)),
-    }
+    } | ({"removed": n_removed[source]} if n_removed[source] else {})
 
 
 def _sizes(kept: Sequence[Record], splits: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -155,11 +184,13 @@ def _manifest(
     rejects: preparation.Rejects,
 ) -> dict[str, Any]:
     everything: list[Record] = [*texts, *demonstrations]
+    n_read, n_asked = sources.n_read, sources.n_asked
+    n_texts, n_demonstrations = sources.n_removed_texts, sources.n_removed_demonstrations
     return {
         "sources": {
             source: {
-                "text": _counts(sources.n_read[source], texts, rejects.texts, source),
-                "demonstrations": _counts(sources.n_asked[source], demonstrations, rejects.demonstrations, source),
+                "text": _counts(n_read, texts, rejects.texts, source, n_texts),
+                "demonstrations": _counts(n_asked, demonstrations, rejects.demonstrations, source, n_demonstrations),
             }
             for source in sorted({*sources.n_read, *sources.n_asked})
         },
@@ -179,6 +210,14 @@ def _manifest(
         "licenses": dict(Counter(record.license for record in everything)),
         "filters": context.params.data.filters.model_dump(),
         "near_duplicates": context.params.data.near_duplicates.model_dump(),
+    } | ({"removed": _removed(sources)} if sources.listed else {})
+
+
+def _removed(sources: _Sources) -> dict[str, int]:
+    return {
+        "listed": len(sources.listed.entries),
+        "texts": sum(sources.n_removed_texts.values()),
+        "demonstrations": sum(sources.n_removed_demonstrations.values()),
     }
 
 
@@ -194,7 +233,9 @@ def run(context: StepContext) -> None:
     demonstrations, n_unfit = _demonstrations(context, sources, texts, rejects)
     context.report(3, N_PHASES, {})
     texts, demonstrations = _split(context, texts, demonstrations, rejects)
-    _write_rejects(context, rejects.all())
+    # A paragraph that was cut from one text may be all that is listed of another.
+    left_out = [r for r in rejects.all() if not (sources.listed and sources.listed.lists(r))]
+    _write_rejects(context, left_out)
     _check_not_empty(texts, demonstrations)
     context.report(4, N_PHASES, {})
     manifest = _manifest(context, sources, texts, demonstrations, rejects)

@@ -1,4 +1,7 @@
-"""Stage `tokenizer`: byte-level BPE from training text, tokenised splits, and what compression alone achieves."""
+"""Stage `tokenizer`: byte-level BPE from training text, tokenised splits, and what compression alone achieves.
+
+A tokenizer in `sources/tokenizer` is taken as it is instead: `axon forget --keep-tokenizer` puts it there.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tasks.steps.context import StepContext
 from tasks.tokenizers import bytelevel, chat, shards
 
 N_PHASES = 3
+KEPT = Path("sources") / "tokenizer"
 
 
 def _training_texts(text: dict[str, list[Any]], demonstrations: dict[str, list[Any]]) -> Iterator[str]:
@@ -102,8 +106,12 @@ def run(context: StepContext) -> None:
     demonstrations = records.read(
         root / "data" / "demonstrations.parquet", ["record_id", "split", "task", "prompt", "answer"]
     )
-    tokenizer = bytelevel.train(_training_texts(text, demonstrations), vocab_size=vocab_size)
-    bytelevel.save(tokenizer, root / "tokenizer")
+    is_kept = (root / KEPT / bytelevel.FILES[0]).is_file()
+    if is_kept:
+        tokenizer = bytelevel.keep(root / KEPT, root / "tokenizer", vocab_size=vocab_size)
+    else:
+        tokenizer = bytelevel.train(_training_texts(text, demonstrations), vocab_size=vocab_size)
+        bytelevel.save(tokenizer, root / "tokenizer")
     context.report(1, N_PHASES, {})
     sizes = _tokenise(context, text, demonstrations)
     context.report(2, N_PHASES, {})
@@ -123,6 +131,7 @@ def run(context: StepContext) -> None:
             "bytes_per_token": {split: size["bytes"] / size["tokens"] for split, size in sizes["text"].items()},
             "sizes": sizes,
             "baselines": baselines,
-        },
+        }
+        | ({"kept": True} if is_kept else {}),
     )
     context.report(N_PHASES, N_PHASES, {})

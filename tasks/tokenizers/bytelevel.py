@@ -12,8 +12,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tasks.errors import UserError
-from tasks.files import new_directory, write_json, write_text
+from tasks.files import new_directory, write_bytes, write_json, write_text
 from tasks.tokenizers.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, TEMPLATE
+
+FILES = ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -64,6 +66,26 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
                 "chat_template": TEMPLATE,
             },
         )
+
+
+def keep(kept: Path, directory: Path, *, vocab_size: int) -> Tokenizer:
+    """Copy the files of a tokenizer that was kept, byte for byte, and load it.
+
+    Raises UserError if a file is missing, or the vocabulary has another size than the parameters say.
+    """
+    tokenizer = load(kept)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}, but the tokenizer kept in {kept} has {tokenizer.get_vocab_size()} "
+            f"tokens; set tokenizer.vocab_size to that, or remove {kept / FILES[0]} to train one"
+        )
+    missing = [name for name in FILES if not (kept / name).is_file()]
+    if missing:
+        raise UserError(f"{kept} holds a tokenizer without {', '.join(missing)}; restore it: git checkout {kept}")
+    with new_directory(directory) as folder:
+        for name in FILES:
+            write_bytes(folder / name, (kept / name).read_bytes())
+    return tokenizer
 
 
 def load(directory: Path) -> Tokenizer:

@@ -25,8 +25,11 @@ _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 def client(checkout: Checkout) -> Any:
     """An `MlflowClient` on the checkout's store, quiet about the tables it makes."""
+    import mlflow
     from mlflow.tracking import MlflowClient
 
+    # Parts of the client (versions of logged models) ask the global address, whatever this client's own is.
+    mlflow.set_tracking_uri(checkout.tracking_uri)
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=checkout.tracking_uri)

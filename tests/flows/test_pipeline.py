@@ -156,19 +156,21 @@ def test_docs_flows_and_tracking_make_no_stage_stale(finished: FinishedRun, path
     assert stale == {}
 
 
-def test_an_objective_makes_only_its_own_stages_stale(finished: FinishedRun):
-    stale = stale_after_editing(finished.workspace, "axon_models/objectives/dpo.py")
+@pytest.mark.parametrize("folder", [".", "docs"])
+def test_an_objective_makes_only_its_own_stages_stale(finished: FinishedRun, folder: str):
+    """Also asked from a folder below the root: DVC takes paths from the working directory."""
+    stale = stale_after_editing(finished.workspace, "axon_models/objectives/dpo.py", folder)
     assert [n for n, k in stale.items() if k == "stale"] == ["dpo"]
     assert not {"pretrain", "sft", "preferences", "reward_model", "ppo"} & set(stale)
 
 
-def stale_after_editing(workspace: Workspace, path: str) -> dict[str, str]:
+def stale_after_editing(workspace: Workspace, path: str, folder: str = ".") -> dict[str, str]:
     """Stages that are not current after a comment was added to `path`; the file is put back."""
     file = workspace.root / path
     before = file.read_bytes()
     try:
         file.write_bytes(before + b"\n# edited\n")
-        result = workspace.axon("run", "--dry-run")
+        result = workspace.axon("run", "--dry-run", folder=folder)
         assert result.returncode == 0, result.stderr
         return {n: k for n, k in kinds(result.stdout).items() if k != "current"}
     finally:

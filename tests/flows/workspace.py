@@ -108,11 +108,10 @@ class Workspace:
             command, cwd=self.root, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, text=True
         )
 
-    def axon(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def axon(self, *arguments: str, folder: str = ".") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "flows.cli", *arguments]
-        return subprocess.run(
-            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=580
-        )
+        env = {**self.environment(), "PYTHONPATH": str(self.root)}
+        return subprocess.run(command, cwd=self.root / folder, env=env, capture_output=True, text=True, timeout=580)
 
     def dvc(self, *arguments: str, timeout_s: float = 580) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dvc", *arguments]
