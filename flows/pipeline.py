@@ -51,7 +51,7 @@ def retrying_helps(error: Any) -> bool:
 
 def execute(run: Run) -> registry.Version | None:
     """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
-    from tasks.lineage import events, recording
+    from tasks.lineage import events, indexing, recording
 
     is_recorded = recording.is_on()
     with ExitStack() as stack:
@@ -76,7 +76,12 @@ def execute(run: Run) -> registry.Version | None:
             f"[dim]Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}, Ray at "
             f"{os.environ['AXON_RAY_ADDRESS']}, ready in {time.monotonic() - started:.0f} s[/dim]"
         )
-        _pipeline_flow(run, record)
+        try:
+            _pipeline_flow(run, record)
+        finally:
+            # Also of a run that failed: the next one may overwrite what shows which records were used.
+            if is_recorded:
+                indexing.bring_up_to_date(run.checkout, run.params.model_dump(mode="json"))
         statement = _record_run(run, record, began) if is_recorded else None
         record.end("FINISHED", outputs={}, statement=statement)
         sender.deliver()

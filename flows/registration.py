@@ -26,7 +26,7 @@ def register(checkout: Checkout, console: Console, *, pipeline: str) -> registry
         listed = "\n".join(f"  - {violation}" for violation in broken)
         raise UserError(f"the model is not registered, because it breaks policy.yaml:\n{listed}", exit_code=1)
     version = registry.register(checkout)
-    if not recording.has_registration(checkout, registry.NAME, version.version, version.md5):
+    if not recording.has_registration(checkout, registry.NAME, version.version, version.md5, version.aliases):
         directory = f"models/{version.model}"
         folder = bom.write(checkout, version.version, directory, name=registry.NAME).parent
         keys.signing_key(checkout)

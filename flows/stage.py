@@ -70,7 +70,7 @@ def _execute(checkout: Checkout, name: str) -> None:
             params={key: stages.value_at(values, key) for key in stage.params},
             inputs=inputs,
         )
-        from tasks.lineage import index, recording  # while the actor starts
+        from tasks.lineage import recording  # while the actor starts
 
         is_recorded = recording.is_on()
         if is_recorded:
@@ -87,7 +87,6 @@ def _execute(checkout: Checkout, name: str) -> None:
             statement = recording.record_stage(
                 checkout, stage, inputs, values, outputs, record.id, pipeline, started
             ).reference
-            index.build(checkout.root, checkout.state, name, record.id, values, outputs, inputs)
         record.end("FINISHED", outputs=outputs, used=result["used"], statement=statement)
     if journal.PIPELINE_ID not in os.environ:
         _deliver(checkout)
@@ -133,8 +132,8 @@ def _deliver(checkout: Checkout) -> None:
     from tasks.tracking.mlflow_store import Sender
 
     Sender(checkout).deliver()
-    from tasks.lineage import events, recording
+    from tasks.lineage import events, indexing, recording
 
     if recording.is_on():
         with events.emitting(checkout):
-            pass
+            indexing.bring_up_to_date(checkout, load(checkout.root).model_dump(mode="json"))
