@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tasks import parameters
+from tasks import parameters, yaml_text
 from tasks.errors import UserError
 from tasks.files import write_text
 from tasks.parameters import Parameters
@@ -57,7 +57,7 @@ def _parse(assignment: str) -> tuple[list[str], Any]:
     if not equals or not key.strip():
         raise UserError(f"--set {assignment!r} must be key=value, for example --set dpo.beta=0.2")
     try:
-        return key.strip().split("."), yaml.safe_load(value)
+        return key.strip().split("."), yaml_text.parse(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {assignment!r}: the value is not YAML: {error}") from None
 

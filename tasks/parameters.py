@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tasks import yaml_text
 from tasks.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
@@ -287,7 +288,7 @@ def check(tree: Any, *, where: str = "params.yaml") -> Parameters:
 def read_tree(path: Path) -> Any:
     """The plain values of a YAML file, or a `UserError` that names the line that does not parse."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml_text.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing in {path.parent}; restore it with: git checkout {path.name}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tasks import yaml_text
 from tasks.errors import UserError
 from tasks.files import write_text
 from tasks.runtime import stages
@@ -138,7 +137,7 @@ def write_lock_in_order(root: Path, graph: Mapping[str, Stage]) -> None:
     path = root / "dvc.lock"
     if not path.is_file():
         return
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = yaml_text.parse(path.read_text(encoding="utf-8"))
     entries = tree.get("stages") or {}
     ordered = {name: entries[name] for name in graph if name in entries}
     ordered.update((name, entry) for name, entry in entries.items() if name not in ordered)

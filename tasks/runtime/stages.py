@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tasks import yaml_text
 from tasks.errors import UserError
 from tasks.files import file_md5
 
@@ -37,7 +38,7 @@ def _paths(entries: list[Any] | None) -> tuple[str, ...]:
 def read_stages(root: Path) -> dict[str, Stage]:
     """The stages of `dvc.yaml` in the order of the file, which is an order of execution."""
     try:
-        tree = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+        tree = yaml_text.parse((root / "dvc.yaml").read_text(encoding="utf-8"))
         entries = tree["stages"]
         stages = {}
         for name, entry in entries.items():
@@ -110,7 +111,7 @@ def read_lock(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
         return dict((tree or {}).get("stages") or {})
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ValueError) as error:
         raise UserError(

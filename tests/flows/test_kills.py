@@ -1,6 +1,5 @@
 """`kill -9` of any process of a run, then `axon run`: the same `dvc.lock`, from the last checkpoint, no orphan."""
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import yaml
 
 from tests.flows.conftest import FinishedRun
-from tests.flows.workspace import OUTPUTS, TINY, Workspace, command_line, wait_until
+from tests.flows.workspace import TINY, Workspace, command_line, wait_until
 
 pytestmark = pytest.mark.engines
 UPDATES_AN_ITERATION = TINY["ppo.prompts_per_iteration"] // TINY["ppo.minibatch_size"] * 2  # two epochs
@@ -75,11 +74,7 @@ def test_a_killed_prefect_server_is_started_again_and_a_killed_raylet_ends_in_th
     finished: FinishedRun, tmp_path: Path
 ):
     workspace = Workspace.create(tmp_path / "checkout")
-    for name in OUTPUTS:
-        shutil.copytree(finished.workspace.root / name, workspace.root / name)
-    lock = yaml.safe_load(finished.workspace.lock)
-    del lock["stages"]["pretrain"], lock["stages"]["reward_model"]
-    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    workspace.take_results(finished.workspace, but=("pretrain", "reward_model"))
 
     run = workspace.start("run", "reward_model")
     wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)

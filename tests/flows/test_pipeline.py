@@ -2,7 +2,6 @@
 
 import ast
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import yaml
 
 from tasks.runtime import stages
 from tests.flows.conftest import FinishedRun
-from tests.flows.workspace import OUTPUTS, TINY, Workspace
+from tests.flows.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.engines
 
@@ -238,11 +237,7 @@ def test_chat_and_generate_answer(finished: FinishedRun):
 def test_plain_dvc_repro_of_some_stages_gives_the_same_bytes(finished: FinishedRun, tmp_path: Path):
     """A stage that fans out and one that trains; `make test-slow` does all of them."""
     workspace = Workspace.create(tmp_path / "checkout")
-    for name in OUTPUTS:
-        shutil.copytree(finished.workspace.root / name, workspace.root / name)
-    lock = yaml.safe_load(finished.workspace.lock)
-    del lock["stages"]["tokenizer"], lock["stages"]["dpo"]
-    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    workspace.take_results(finished.workspace, but=("tokenizer", "dpo"))
     result = workspace.dvc("repro", "--single-item", "tokenizer", "dpo")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert len(workspace.executions("tokenizer")) == len(workspace.executions("dpo")) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,15 @@ class Workspace:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("AXON_", "PREFECT_", "RAY_", "MLFLOW_"))}
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
         return env
+
+    def take_results(self, other: Workspace, *, but: tuple[str, ...]) -> None:
+        """Copy what another workspace has made, without its memory of runs; the stages `but` have yet to run here."""
+        for name in (*OUTPUTS, ".dvc/cache/files"):
+            shutil.copytree(other.root / name, self.root / name)
+        lock = yaml.safe_load(other.lock)
+        for stage in but:
+            del lock["stages"][stage]
+        (self.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """`axon ARGUMENTS` in this workspace, its output in a file, so that no reader can hold it up."""
