@@ -20,13 +20,14 @@ def bring_up_to_date(checkout: Checkout, values: Mapping[str, Any]) -> list[Path
     written: list[Path] = []
     folder = checkout.state / "records"
     for name, statement in recording.current(checkout, StatementStore.of(checkout)).items():
-        if any(folder.glob(f"*/uses-{name}-{statement.execution}.parquet")):
+        execution = statement.execution
+        if execution is None or any(folder.glob(f"*/uses-{name}-{execution}.parquet")):
             continue
         written += index.build(
             checkout.root,
             checkout.state,
             name,
-            statement.execution,
+            execution,
             {**values, **statement.parameters},
             statement.outputs,
             {path: found["md5"] for path, found in statement.inputs.items()},

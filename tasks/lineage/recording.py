@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.lineage import hashing, keys, statement, surroundings
+from tasks.lineage import hashing, keys, registrations, statement, surroundings
 from tasks.lineage.hashing import FileDigest
 from tasks.lineage.statement import Body, Statement
 from tasks.lineage.store import StatementStore, Stored
@@ -208,12 +208,15 @@ def record_registration(
         return store.append("register", body, keys.signing_key(checkout))
 
 
-def has_registration(checkout: Checkout, name: str, version: str, md5: str) -> bool:
-    """Whether there is a statement of this registered version."""
+def has_registration(
+    checkout: Checkout, name: str, version: str, md5: str, aliases: Iterable[str] | None = None
+) -> bool:
+    """Whether there is a statement of this registered version; with `aliases`, whether these are stated too."""
     wanted = {"name": name, "version": version, "md5": md5}
-    return any(
-        stored.statement.kind == "register" and wanted.items() <= stored.statement.parameters.items()
-        for stored in StatementStore.of(checkout).newest_first("register")
+    known = [stored.statement for stored in StatementStore.of(checkout).all()]
+    stated = registrations.aliases(known, name)
+    return any(s.kind == "register" and wanted.items() <= s.parameters.items() for s in known) and (
+        aliases is None or set(aliases) == {alias for alias, held in stated.items() if held == version}
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ def client(checkout: Checkout) -> Any:
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    # Parts of the client (versions of logged models) ask the global address, whatever this client's own is.
+    # Parts of the client (versions of logged models) ask the global address, whatever this client's own is. Setting it
+    # sets the variable too, by which another checkout in this process would take this store for its own.
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(checkout.tracking_uri)
+    if given is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=checkout.tracking_uri)

@@ -268,6 +268,22 @@ def test_a_registration_speaks_for_the_model_and_what_lies_beside_it(checkout):
     assert not recording.has_registration(checkout, "axon-chat", "4", made.outputs["models/small"])
 
 
+def test_an_alias_that_has_moved_is_not_stated_yet(checkout):
+    md5 = record(checkout, "make").statement.outputs["models/small"]
+    register(checkout)
+
+    def is_stated(version, *aliases):
+        return recording.has_registration(checkout, "axon-chat", version, md5, aliases)
+
+    assert is_stated("3", "challenger")
+    assert not is_stated("3")
+    assert not is_stated("3", "challenger", "champion")
+    register(checkout, version="4", aliases=("champion", "challenger"))
+    assert not is_stated("3", "challenger")
+    assert is_stated("3")
+    assert is_stated("4", "challenger", "champion")
+
+
 def test_a_model_other_than_the_registered_one_gets_no_statement(checkout):
     with pytest.raises(UserError, match="not what was registered as axon-chat version 3"):
         register(checkout, md5="0" * 32 + ".dir")
