@@ -13,7 +13,7 @@ from tasks.lineage.index import RecordIndex
 from tasks.lineage.records import ids, tables
 from tasks.lineage.records.answers import Ancestry, Contents, Place, Use, inherited
 from tasks.lineage.records.tables import Facts
-from tasks.lineage.records.usage import KEPT, SHAPING
+from tasks.lineage.records.usage import INDEXED_STAGES, KEPT, SHAPING
 from tasks.lineage.statement import Statement
 from tasks.lineage.wording import many
 from tasks.runtime.checkout import Checkout
@@ -52,7 +52,7 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """What is known of a record. `unindexed`: executions of which the index knows nothing, as "STAGE ID"."""
+    """What is known of a record. `unindexed`: executions of which the index should know and does not, "STAGE ID"."""
 
     record: str
     facts: list[Facts]
@@ -76,7 +76,7 @@ def holding(graph: Graph, checkout: Checkout, record: str) -> Holding:
             "Find ids by a piece of the text: axon lineage 'some words of it'"
         )
     known = _executions(checkout.state)
-    unindexed = [s for execution, s in graph.executions.items() if execution not in known]
+    unindexed = [s for key, s in graph.executions.items() if key not in known and s.stage in INDEXED_STAGES]
     return Holding(
         record=wanted.hex(),
         facts=facts,

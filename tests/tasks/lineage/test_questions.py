@@ -442,6 +442,15 @@ def test_a_record_is_drawn_from_the_executions_that_used_it(indexed):
     assert {edge.role for edge in answer.edges.values()} == {"", "kept × 1", "trained × 3"}
 
 
+def test_an_execution_that_the_index_lacks_is_named(indexed):
+    resolver, (otter, *_) = indexed
+    (lost,) = (resolver.checkout.state / "records").glob("*/uses-evaluate-*.parquet")
+    lost.unlink()
+    found = holders.holding(resolver.graph, resolver.checkout, otter)
+    assert found.unindexed == ["evaluate " + "e7" * 16]
+    assert "so not known: evaluate" in plain(telling.holding(found))
+
+
 def test_a_record_that_nobody_knows(indexed):
     resolver, _ = indexed
     with pytest.raises(UserError, match="no record ffff"):

@@ -21,6 +21,7 @@ from tasks.training.packing import Example, PackedData, pack
 CPU = torch.device("cpu")
 
 
+@settings(deadline=None)
 @given(n_rows=st.integers(1, 30), batch_size=st.integers(1, 12), n_steps=st.integers(0, 20), seed=st.integers(0, 9))
 def test_times_taken_counts_rows_of_batch(n_rows, batch_size, n_steps, seed):
     batches = [rows_of_batch(k, n_rows=n_rows, batch_size=batch_size, seed=seed) for k in range(n_steps)]
@@ -29,7 +30,7 @@ def test_times_taken_counts_rows_of_batch(n_rows, batch_size, n_steps, seed):
     assert counts.tolist() == [truth[row] for row in range(n_rows)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=20, max_size=60),
     seq_len=st.integers(2, 16),
@@ -64,6 +65,7 @@ def _packing(examples: list[Example], seq_len: int, seed: int) -> sampling.Packi
     return sampling.pack(ids, np.array([len(e.tokens) for e in examples]), seq_len=seq_len, seed=seed)
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), seq_len=st.integers(1, 36), seed=st.integers(0, 9)
 )
@@ -77,6 +79,7 @@ def test_packing_puts_examples_into_the_rows_of_training(lengths, seq_len, seed)
     assert packing.n_tokens.tolist() == [sum(len(e.tokens) - 1 for e in row) for row in rows]
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 30), min_size=1, max_size=40),
     tokens=st.integers(1, 3000),
@@ -97,6 +100,7 @@ def test_the_budget_is_that_of_the_control(lengths, tokens, n_steps, seed):
     assert sampling.budget(_packing(examples, 32, seed), seed, tokens=tokens, n_steps=n_steps) == truth
 
 
+@settings(deadline=None)
 @given(
     tasks=st.lists(st.sampled_from(["addition", "docs", "latex", "own"]), max_size=60),
     n=st.integers(0, 70),
@@ -111,6 +115,7 @@ def test_dealing_chooses_the_prompts_of_training(tasks, n, seed):
     assert [examples[i] for i in chosen] == prompts.choose(examples, n, seed)
 
 
+@settings(deadline=None)
 @given(n_steps=st.integers(1, 50), every=st.integers(1, 60))
 def test_evaluations_are_those_of_the_loop(n_steps, every):
     truth = sum(step % every == 0 or step == n_steps for step in range(n_steps + 1))
@@ -121,6 +126,7 @@ _FEW_BYTES = st.lists(st.sampled_from([0, 1, 255]), min_size=16, max_size=16).ma
 _IDS = st.lists(st.one_of(st.binary(min_size=16, max_size=16), _FEW_BYTES, st.just(bytes(16))), max_size=40)
 
 
+@settings(deadline=None)
 @given(table=_IDS, wanted=_IDS)
 def test_ids_are_ordered_and_found_as_bytes(table, wanted):
     ids = record_ids.of_bytes(table)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.alignment import prompts
@@ -323,6 +323,7 @@ def test_calibration_takes_the_first_by_hash_that_fit(tmp_path):
     assert set(found) == {record_id for record_id, length in both[: usage.N_CALIBRATING] if length <= 11}
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.sampled_from([1, 8, 16, 24]), min_size=1, max_size=12), n_batches=st.integers(1, 6))
 def test_validation_text_is_taken_up_to_the_same_document(lengths, n_batches):
     with tempfile.TemporaryDirectory() as folder:
