@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from flows.prefect_server import wait_until_ready
+from flows.prefect_server import prefect_server, wait_until_ready
 from flows.progress import Progress
 from tasks.errors import UserError
 from tasks.parameters import load
@@ -59,7 +59,12 @@ def _execute(checkout: Checkout, name: str) -> None:
     params = load(checkout.root)
     graph = stages.read_stages(checkout.root)
     stage = graph[name]
-    with Journal(checkout.journals, name) as record, stage_workers(checkout, name, params) as workers:
+    # Outside a pipeline run the stage has a server of its own: Prefect's temporary one would outlive this process.
+    with (
+        Journal(checkout.journals, name) as record,
+        prefect_server(checkout),
+        stage_workers(checkout, name, params) as workers,
+    ):
         inputs = stages.hash_inputs(checkout.root, graph, name)
         values = params.model_dump(mode="json")
         started = time.time()
@@ -105,8 +110,7 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
         return step()
 
     def run() -> dict[str, Any]:
-        if os.environ.get("PREFECT_API_URL"):
-            wait_until_ready(checkout)
+        wait_until_ready(checkout)
         try:
             with tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
                 return stage()

@@ -27,8 +27,6 @@ _DEFAULTS = {
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     # A lost event of a server that was killed; the run itself goes on.
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
-    # Under plain `dvc repro` every flow starts a server of its own; 20 s are not enough on a busy machine.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray runs workers at niceness 15, so that every idle server would take a core from training for a moment.
     "RAY_worker_niceness": "0",

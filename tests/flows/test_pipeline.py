@@ -248,6 +248,7 @@ def test_plain_dvc_repro_of_some_stages_gives_the_same_bytes(finished: FinishedR
     result = workspace.dvc("repro", "--single-item", "tokenizer", "dpo")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert len(workspace.executions("tokenizer")) == len(workspace.executions("dpo")) == 1
+    assert workspace.left_running() == []
     assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
 
 

@@ -139,6 +139,17 @@ class Workspace:
         journals = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
         return [j for j in journals if j and j[0].get("name") == stage]
 
+    def left_running(self) -> list[str]:
+        """The commands of every process that works in this workspace, whoever started it."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()).is_relative_to(self.root) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(command_line(process))
+            except psutil.Error:
+                continue
+        return found
+
     def processes(self) -> list[psutil.Process]:
         """Every process that carries the mark of a run of this workspace."""
         marks = [path.stem for path in (self.root / ".axon" / "runs").glob("*.open")]
