@@ -161,8 +161,7 @@ def _is_made(side: Side, reader: Statement, path: str) -> bool:
     """Whether an input is, or is in, or holds, what a stage of the same side wrote."""
     digests = reader.inputs[path]
     return any(
-        other.outputs.get(path) == digests["md5"]
-        or digest_of(other, path) == digests["sha256"]
+        digest_of(other, path) == digests["sha256"]
         or (other.digest in reader.statements_behind and any(out.startswith(path + "/") for out in other.outputs))
         for other in side.values()
     )

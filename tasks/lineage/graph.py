@@ -38,6 +38,7 @@ class Graph:
 
     def __init__(self, statements: Iterable[Statement]) -> None:
         self.statements = {statement.digest: statement for statement in statements}
+        self._made = {digest: made_by(s) for digest, s in self.statements.items()}
         self._readings = {digest: tuple(self._read(s)) for digest, s in self.statements.items()}
 
     def kind(self, kind: str) -> list[Statement]:
@@ -142,18 +143,17 @@ class Graph:
             yield Reading(artifact, next((s for s in behind if artifact in made_by(s)), None))
         for path, digests in statement.inputs.items() if statement.kind == "stage" else ():
             if digests["kind"] == DATA:
-                known = list(_sources(path, digests, behind))
+                known = list(self._sources(path, digests, behind))
                 yield from known or [Reading(Artifact(path, digests["md5"] or digests["sha256"]), None)]
 
-
-def _sources(path: str, digests: dict[str, str], behind: list[Statement]) -> Iterable[Reading]:
-    """The outputs that an input at `path` is: one, one that it is a part of, or several in a folder."""
-    for maker in behind:
-        for artifact in made_by(maker):
-            is_it = artifact == Artifact(path, digests["md5"])
-            is_part = path.startswith(artifact.path + "/") and digest_of(maker, path) == digests["sha256"]
-            if is_it or is_part or artifact.path.startswith(path + "/"):
-                yield Reading(artifact, maker)
+    def _sources(self, path: str, digests: dict[str, str], behind: list[Statement]) -> Iterable[Reading]:
+        """The outputs that an input at `path` is: one, one that it is a part of, or several in a folder."""
+        for maker in behind:
+            for artifact in self._made[maker.digest]:
+                is_it = artifact.path == path and artifact.digest == digests["md5"]
+                is_part = path.startswith(artifact.path + "/") and digest_of(maker, path) == digests["sha256"]
+                if is_it or is_part or artifact.path.startswith(path + "/"):
+                    yield Reading(artifact, maker)
 
 
 def _closure(starts: Iterable[Statement], following: Callable[[Statement], list[Statement]]) -> list[Statement]:

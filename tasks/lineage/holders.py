@@ -114,13 +114,11 @@ def _holders(graph: Graph, uses: list[Use]) -> list[Holder]:
         for key, (_, _, maker) in places.items()
     }
     found: dict[tuple[str, Artifact], Holder] = {}
-    for key, had in inherited(uses, behind).items():
+    for key, had in inherited(uses, behind).items():  # the newest maker of an artifact is the last, and stays
         name, artifact, maker = places[key]
-        earlier = found.get((name, artifact))
-        if earlier is None or earlier.maker.sequence < maker.sequence:
-            is_version = key in graph.statements
-            holder = Holder(name=name, is_version=is_version, artifact=artifact, maker=maker, uses=tuple(had))
-            found[name, artifact] = holder
+        is_version = key in graph.statements
+        holder = Holder(name=name, is_version=is_version, artifact=artifact, maker=maker, uses=tuple(had))
+        found[name, artifact] = holder
     return sorted(found.values(), key=lambda h: (not h.is_version, h.maker.sequence, h.name))
 
 

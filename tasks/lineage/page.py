@@ -124,7 +124,6 @@ def _card(
     card["statement"] = _said(statement)
     if node.kind == "execution":
         card |= {
-            "name": str(statement.stage),
             "execution": statement.execution,
             "pipeline": statement.pipeline,
             "counts": counts.get(str(statement.execution), ""),
@@ -142,9 +141,8 @@ def _card(
 
 def _joint(node: Node, other: Node, edge: Edge, anchors: Mapping[str, str]) -> dict[str, Any]:
     """A line of "reads" or "goes into" on the card of `node`: a link to that of `other`, and what passed."""
-    name = str(other.statement.stage) if other.statement and other.kind == "execution" else other.name
     paths = [artifact.path for artifact in edge.artifacts if artifact not in (node.artifact, other.artifact)]
-    return {"name": name, "anchor": anchors[other.id], "paths": paths, "role": edge.role}
+    return {"name": other.name, "anchor": anchors[other.id], "paths": paths, "role": edge.role}
 
 
 def _unlinked(statement: Statement, before: Iterable[Edge]) -> list[str]:

@@ -62,8 +62,24 @@ window.addEventListener("hashchange", () => {
   const card = document.getElementById(location.hash.slice(1));
   if (card && card.hidden) {
     search.value = "";
-    filter();
+    
+const box = document.querySelector(".graph .target rect");
+const frame = document.querySelector(".picture .scroll");
+if (box) {
+  const { x, y, width, height } = box.getBBox();
+  frame.scrollLeft = x + width / 2 - frame.clientWidth / 2;
+  frame.scrollTop = y + height / 2 - frame.clientHeight / 2;
+}
+filter();
     card.scrollIntoView();
   }
 });
+
+const box = document.querySelector(".graph .target rect");
+const frame = document.querySelector(".picture .scroll");
+if (box) {
+  const { x, y, width, height } = box.getBBox();
+  frame.scrollLeft = x + width / 2 - frame.clientWidth / 2;
+  frame.scrollTop = y + height / 2 - frame.clientHeight / 2;
+}
 filter();

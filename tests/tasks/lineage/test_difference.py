@@ -104,6 +104,12 @@ def test_a_parameter_that_is_new_or_gone():
     )
 
 
+def test_true_is_not_one():
+    found = compared(two_runs(sft={"parameters": SEED | {"sft": {"rate": 0.1, "deep": {"n": True}}}}))
+    assert [(change.name, change.before, change.after) for change in found.parameters] == [("sft.deep.n", 1, True)]
+    assert found.parameters[0].after is True
+
+
 def test_raw_data_is_a_cause_and_what_stages_hand_on_is_none():
     found = compared(
         two_runs(
