@@ -46,7 +46,7 @@ def _slice(
     if target.record:
         from tasks.lineage import holders
 
-        uses = holders.roles(graph, checkout, target.record)
+        uses = holders.uses_of(graph, checkout, target.record)
     answer = questions.ask(graph, target, up=up, down=down, uses=uses)
     if form == "json":
         _write_json(drawing.as_json(answer), output)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.lineage import questions
 from tasks.lineage.graph import Artifact, Graph, version_name
 from tasks.lineage.index import RecordIndex
 from tasks.lineage.records import ids, tables
 from tasks.lineage.records.answers import Ancestry, Contents, Place, Use, inherited
 from tasks.lineage.records.tables import Facts
-from tasks.lineage.records.usage import INDEXED_STAGES, KEPT, SHAPING
+from tasks.lineage.records.usage import HANDED_DOWN, INDEXED_STAGES, KEPT, SHAPING
 from tasks.lineage.statement import Statement
 from tasks.lineage.wording import many
 from tasks.runtime.checkout import Checkout
@@ -148,12 +149,19 @@ def _behind(graph: Graph, starts: list[Statement]) -> list[str]:
     return sorted(frozenset().union(*(graph.executions_behind[start.digest] for start in starts)))
 
 
-def roles(graph: Graph, checkout: Checkout, record: str) -> dict[str, str]:
-    """Execution id → the roles that a record had in it directly, with how often."""
-    found: dict[str, list[str]] = defaultdict(list)
+def uses_of(graph: Graph, checkout: Checkout, record: str) -> dict[str, questions.Use]:
+    """Execution id → what a record was to it directly, and how often."""
+    found: dict[str, list[Use]] = defaultdict(list)
     for use in RecordIndex(checkout.state, checkout.root).uses_of(ids.parse(record)):
-        found[use.execution].append(f"{use.role} × {use.count:,}")
-    return {execution: ", ".join(parts) for execution, parts in found.items() if execution in graph.executions}
+        if use.execution in graph.executions:
+            found[use.execution].append(use)
+    return {
+        execution: questions.Use(
+            role=", ".join(f"{use.role} × {use.count:,}" for use in uses),
+            is_handed_down=any(use.role in HANDED_DOWN for use in uses),
+        )
+        for execution, uses in found.items()
+    }
 
 
 def counts(state: Path, executions: Mapping[str, Statement]) -> dict[str, str]:

@@ -12,10 +12,10 @@ from tasks.lineage import arrangement
 from tasks.lineage.questions import Node, Slice
 from tasks.lineage.wording import when
 
-WIDTH, HEIGHT, GAP, ROW = 152, 44, 16, 78
+WIDTH, HEIGHT, GAP, ROW = 132, 44, 12, 78
 _NARROW = 14  # what a line takes that passes between boxes
 _MARGIN = 5
-_N_CHARS = 19  # in a box, in its type
+_N_CHARS = 18  # in a box, in its type
 _N_SWEEPS = 4
 
 
@@ -45,7 +45,7 @@ def draw(answer: Slice, anchors: dict[str, str]) -> Markup:
         _box(place, anchors.get(place.key, "")) for place in places.values() if place.node is not None
     )
     return Markup(
-        '<svg class="graph" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" '
+        '<svg class="graph" style="--w:{w}" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" '
         'aria-label="What was made from what; the steps below say the same in words">'
         '<defs><marker id="arrow" viewBox="0 0 6 6" refX="4.5" refY="3" markerWidth="7" markerHeight="7" '
         'orient="auto"><path class="head" d="M0 0L6 3L0 6z"/></marker></defs>'

@@ -37,6 +37,14 @@ class Edge:
     role: str = ""
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a record was to an execution, in words, and whether it is in all that was made from there."""
+
+    role: str
+    is_handed_down: bool
+
+
 @dataclass
 class Slice:
     """The part of the graph that answers for `target`; its node has the id `root`."""
@@ -77,9 +85,9 @@ class Slice:
 
 
 def ask(
-    graph: Graph, target: Target, *, up: bool = True, down: bool = True, uses: Mapping[str, str] | None = None
+    graph: Graph, target: Target, *, up: bool = True, down: bool = True, uses: Mapping[str, Use] | None = None
 ) -> Slice:
-    """The answer for `target`. `uses`, of a record: execution id → the roles it had there."""
+    """The answer for `target`. `uses`, of a record: execution id → what it was there."""
     root = _root(target)
     answer = Slice(target, root.id, notes=list(target.notes))
     answer.add(root)
@@ -159,7 +167,7 @@ def _link_up(answer: Slice, maker: Statement, reader: str, artifacts: Iterable[A
     answer.link(answer.add(_node(maker, UP)), reader, artifacts)
 
 
-def _down(graph: Graph, target: Target, answer: Slice, uses: Mapping[str, str]) -> None:
+def _down(graph: Graph, target: Target, answer: Slice, uses: Mapping[str, Use]) -> None:
     """Everything the target went into."""
     behind = {statement.digest for statement in graph.ancestors(_standing_on(graph, target))}
     waiting: list[Statement] = []
@@ -169,9 +177,12 @@ def _down(graph: Graph, target: Target, answer: Slice, uses: Mapping[str, str]) 
             answer.link(source, answer.add(_node(reader, DOWN)), artifacts, role)
             waiting.append(reader)
 
-    for execution, role in uses.items():
-        if execution in graph.executions:
-            follow(answer.root, graph.executions[execution], role=role)
+    for execution, use in uses.items():
+        user = graph.executions[execution]
+        if use.is_handed_down:
+            follow(answer.root, user, role=use.role)
+        else:
+            answer.link(answer.root, answer.add(_node(user, DOWN)), role=use.role)
     for artifact in target.artifacts:
         for reader in graph.users(artifact) if target.kind == "input" else graph.readers.get(artifact, ()):
             follow(answer.root, reader, [artifact])

@@ -19,9 +19,11 @@ function filter() {
     card.hidden = !fits;
     if (box) box.classList.toggle("faded", !fits);
     n += fits && !card.classList.contains("environment");
+    const holds = (content) => words.every((word) => content.includes(word));
+    const isWhole = details.some(([, content]) => holds(content));
     for (const [part, content] of details) {
-      if (words.length) part.open = fits && words.some((word) => content.includes(word));
-      else part.open = false;
+      const touches = isWhole ? holds(content) : words.some((word) => content.includes(word));
+      part.open = words.length > 0 && fits && touches;
     }
   }
   nothing.hidden = cards.some(({ card }) => !card.hidden);
@@ -62,24 +64,18 @@ window.addEventListener("hashchange", () => {
   const card = document.getElementById(location.hash.slice(1));
   if (card && card.hidden) {
     search.value = "";
-    
-const box = document.querySelector(".graph .target rect");
-const frame = document.querySelector(".picture .scroll");
-if (box) {
-  const { x, y, width, height } = box.getBBox();
-  frame.scrollLeft = x + width / 2 - frame.clientWidth / 2;
-  frame.scrollTop = y + height / 2 - frame.clientHeight / 2;
-}
-filter();
+    filter();
     card.scrollIntoView();
   }
 });
 
-const box = document.querySelector(".graph .target rect");
+// A drawing wider than its frame begins at what was asked about.
+const target = document.querySelector(".graph .target rect");
 const frame = document.querySelector(".picture .scroll");
-if (box) {
-  const { x, y, width, height } = box.getBBox();
-  frame.scrollLeft = x + width / 2 - frame.clientWidth / 2;
-  frame.scrollTop = y + height / 2 - frame.clientHeight / 2;
+if (target) {
+  const box = target.getBoundingClientRect();
+  const around = frame.getBoundingClientRect();
+  frame.scrollLeft += box.left + box.width / 2 - around.left - around.width / 2;
+  frame.scrollTop += box.top + box.height / 2 - around.top - around.height / 2;
 }
 filter();

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console, RenderableType
 
 from tasks.lineage import envelope, keys, statement
 from tasks.lineage.hashing import FileDigest
@@ -193,3 +194,11 @@ def small() -> Chain:
     chain.run(pipeline, [data, sft, evaluate])
     chain.register("1", "models/sft", "weights", [sft, evaluate])
     return chain
+
+
+def plain(renderable: RenderableType) -> str:
+    """What is printed, without colours."""
+    console = Console(width=300, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

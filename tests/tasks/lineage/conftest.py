@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.lineage.audit import anchoring, examination, snapshot
+from tasks.lineage.store import StatementStore
 from tests.tasks.lineage import audited_run
 
 
@@ -17,3 +19,19 @@ def audited(tmp_path_factory):
 def copied(audited, tmp_path):
     """A copy of it, for one test."""
     return audited_run.move(audited, tmp_path / "checkout")
+
+
+@pytest.fixture(scope="session")
+def anchor(audited):
+    """The anchor of its chain, as an outside auditor was given it."""
+    head = StatementStore.of(audited).head()
+    return anchoring.given([head.key], head.digest)
+
+
+@pytest.fixture
+def still_store(audited, monkeypatch):
+    """MLflow's store is read once: for tests that alter files and no row of it."""
+    scene = examination.of_checkout(audited)
+    assert not scene.report.findings
+    known = snapshot.load(scene)
+    monkeypatch.setattr(snapshot, "load", lambda _: known)

@@ -20,14 +20,8 @@ from referencing import Registry, Resource
 from flows import audit as command
 from tasks.errors import UserError
 from tasks.lineage import envelope
-from tasks.lineage.audit import anchoring, examination, export
+from tasks.lineage.audit import examination, export
 from tasks.lineage.store import StatementStore
-
-
-@pytest.fixture(scope="module")
-def anchor(audited):
-    head = StatementStore.of(audited).head()
-    return anchoring.given([head.key], head.digest)
 
 
 @pytest.fixture(scope="module")

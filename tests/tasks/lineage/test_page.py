@@ -6,6 +6,8 @@ import base64
 import hashlib
 import itertools
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -14,6 +16,8 @@ from tasks.lineage import arrangement, layout, page, questions
 from tasks.lineage.graph import Graph
 from tasks.lineage.targets import Resolver
 from tests.tasks.lineage.chain_by_hand import ENVIRONMENT, Chain, md5, sha256, small
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Read(HTMLParser):
@@ -122,8 +126,7 @@ def test_each_environment_stands_once(tmp_path):
 def test_an_execution_names_also_what_is_on_no_other_card(tmp_path):
     text, _ = rendered(small(), tmp_path, "models/sft")
     (evaluate,) = [card for card in Read(text).cards.values() if "e7" * 16 in card]
-    assert "Reads also" in evaluate
-    assert "data/text.parquet" in evaluate
+    assert re.search(r"Reads\s+models/sft \w+\s+Reads also\s*data/text.parquet\s", evaluate)
 
 
 def test_foreign_text_is_text(tmp_path):
@@ -152,6 +155,31 @@ def test_the_drawing_has_every_box_once_and_every_line(tmp_path):
     assert sorted(drawn) == sorted(card for card in seen.cards if card.startswith("step-"))
     assert len(drawn) == len(answer.nodes)
     assert seen.n_lines == len(arrangement.reduced(answer))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize(
+    ("words", "names", "n_open"),
+    [("", ["models/sft", "sft", "data", "sources", "evaluate", "axon-chat@1"], 0), ("N_STEPS 3", ["sft"], 1)],
+)
+def test_the_search_leaves_what_has_all_words_and_opens_it(tmp_path, words, names, n_open):
+    text, _ = rendered(small(), tmp_path, "models/sft")
+    typed = f"<script>search.value = {words!r}; search.dispatchEvent(new Event('input'));</script></body>"
+    file = tmp_path / "page.html"
+    file.write_text(re.sub("<meta http-equiv[^>]*>", "", text).replace("</body>", typed))  # which forbids the typing
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", file.as_uri()]
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=home).stdout
+    cards = [part.partition("</article>")[0] for part in shown.split("<article ")[1:]]
+    visible = [card for card in cards if not re.match(r'[^>]*hidden=""', card) and "step-" in card.partition(">")[0]]
+    assert [
+        re.search(r"<h2>([^<]*(?:<wbr>[^<]*)*)", card)[1].replace("<wbr>", "").split()[0] for card in visible
+    ] == names
+    n_steps = len([card for card in cards if "step-" in card.partition(">")[0]])
+    count = f"{len(names)} of {n_steps} steps" if words else f"{n_steps} steps"
+    assert f">{count}</output>" in shown
+    assert shown.count('<details open="">') == n_open
+    assert len(re.findall(r'class="node [^"]*faded"', shown)) == n_steps - len(names)
 
 
 def test_boxes_do_not_lie_on_one_another(tmp_path):
