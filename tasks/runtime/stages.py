@@ -50,7 +50,7 @@ def read_stages(root: Path) -> dict[str, Stage]:
                 outs=outs,
                 params=tuple(entry.get("params") or ()),
             )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"dvc.yaml in {root} cannot be read: {error}. Restore it with: git checkout dvc.yaml") from None
     return stages
 

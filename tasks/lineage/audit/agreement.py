@@ -95,7 +95,7 @@ def _changes(run: Entry, name: str, content: bytes | None) -> str:
         return ""
     try:
         tree = yaml.safe_load(content)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return "; it is not readable YAML"
     changed = differing(run.statement.parameters, tree)
     differences = [f"{key} is {shown(now, 40)}, was {shown(then, 40)}" for key, then, now in changed]
@@ -155,7 +155,7 @@ def _check_parameters(scene: Scene, part: Part) -> None:
     """`params.yaml` by value: what each stage ran with last."""
     try:
         tree = yaml.safe_load((scene.root / "params.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         part.find("params.yaml", expected="readable YAML", found=shown(error), do=_DO["params.yaml"])
         return
     for stage, entry in scene.current_asked.items():

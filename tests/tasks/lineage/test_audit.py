@@ -18,7 +18,7 @@ from tasks.lineage.audit import anchoring
 from tasks.lineage.store import StatementStore
 from tasks.runtime import stages
 from tests.tasks.lineage import audited_run, small_run
-from tests.tasks.lineage.auditing import newest_values, places, report_of
+from tests.tasks.lineage.auditing import altered, newest_values, places, report_of
 from tests.tasks.lineage.workspace import git
 
 
@@ -289,3 +289,10 @@ def test_a_lock_file_of_any_form_is_told(copied, text):
 def test_a_registration_of_another_form_is_told(copied, facts):
     audited_run.add_statement(copied, "register", facts)
     assert "lineage/statements/000011-register.json" in places(report_of(copied))
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock", "params.yaml"])
+@pytest.mark.parametrize("content", [b"\xa0", b"stages: {data: 1}", b"a: 2020-13-45", b"\x00", b"- a", b"{"])
+def test_a_file_of_any_content_is_told(audited, still_store, name, content):
+    with altered(audited.root / name, content):
+        assert name in places(report_of(audited))

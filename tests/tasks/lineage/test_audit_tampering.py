@@ -18,7 +18,7 @@ from tests.tasks.lineage.auditing import altered, flipped, names, told
 SEED = 20260
 
 
-N_FLIPS = 360
+N_FLIPS = 340
 
 
 N_UNTOUCHED = 100
