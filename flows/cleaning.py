@@ -11,13 +11,20 @@ from tasks.errors import UserError
 from tasks.runtime import guard, stages
 from tasks.runtime.checkout import Checkout
 
+# With them later runs go on from the chain of statements under lineage/, which no command removes.
+KEPT = ("keys", "lineage-head.json", "locks")
+
 
 def clean(checkout: Checkout, *, everything: bool, yes: bool) -> None:
-    """Remove every output of `dvc.yaml`; with `everything` also the caches, checkpoints and stores."""
+    """Remove every output of `dvc.yaml`; with `everything` also the caches, checkpoints and stores.
+
+    The key that signs statements and the head of their chain stay.
+    """
     root = checkout.root
     paths = [root / out for stage in stages.read_stages(root).values() for out in stage.outs]
     if everything:
-        paths += [root / "dvc.lock", root / ".dvc" / "cache", root / ".dvc" / "tmp", checkout.state]
+        paths += [root / "dvc.lock", root / ".dvc" / "cache", root / ".dvc" / "tmp"]
+        paths += [path for path in sorted(checkout.state.glob("*")) if path.name not in KEPT]
     present = [path for path in paths if path.exists()]
     if not present:
         print("Nothing to remove.")
@@ -26,6 +33,7 @@ def clean(checkout: Checkout, *, everything: bool, yes: bool) -> None:
         print(f"  {path.relative_to(root)}")
     if everything:
         print("This loses the model registry, the history of runs and the caches of this checkout.")
+        print("The statements in lineage/ stay, and so do the key that signs them and the head of their chain.")
     else:
         print("`axon run` restores them from DVC's cache.")
     if not yes and not typer.confirm("Remove these?"):

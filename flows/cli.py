@@ -40,11 +40,19 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; change nothing.")] = False,
+    run_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--run-cache/--no-run-cache",
+            help="Restore earlier results of the same inputs; by default not of stages found not deterministic.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run every stage that is stale, then register the model."""
     from flows import running
 
-    running.run(_checkout(), list(stages or []), list(assignments or []), dry_run=dry_run)
+    running.run(_checkout(), list(stages or []), list(assignments or []), dry_run=dry_run, run_cache=run_cache)
 
 
 @app.command()
@@ -94,8 +102,17 @@ def ui() -> None:
 
 
 @app.command()
-def report() -> None:
+def report(
+    live: Annotated[
+        bool, typer.Option("--live", help="Instead: how deterministic stages are, versions, end of the chain.")
+    ] = False,
+) -> None:
     """Show the last run's report here, and say where its page is."""
+    if live:
+        from flows import live as view
+
+        view.show(_checkout())
+        return
     from flows import pages
 
     pages.show_report(_checkout())

@@ -19,6 +19,7 @@ from flows.prefect_server import prefect_server
 from flows.stage import EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
+from tasks.lineage.audit import determinism
 from tasks.parameters import Parameters
 from tasks.runtime import guard, reproduction, stages
 from tasks.runtime.checkout import Checkout
@@ -41,6 +42,7 @@ class Run:
     plan: Plan
     console: Console
     targets: list[str]
+    run_cache: bool | None = None  # take earlier results of the same inputs: yes, no, or where a stage is deterministic
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -129,7 +131,11 @@ def _reproduce(run: Run, name: str, record: Journal) -> None:
     started = time.monotonic()
     journals = set(run.checkout.journals.glob("*.jsonl"))
     run.console.print(f"[bold]{name}[/bold]")
-    ran = reproduction.reproduce(run.checkout.root, name)
+    run_cache = run.run_cache
+    if run_cache is None:
+        # One result of a stage that is not deterministic does not stand for another.
+        run_cache = not determinism.is_known_not_to_be(run.checkout, name)
+    ran = reproduction.reproduce(run.checkout.root, name, run_cache=run_cache)
     if not ran:
         run.console.print(f"  {name}: unchanged")
         return
@@ -163,8 +169,18 @@ def check_targets(checkout: Checkout, targets: list[str]) -> dict[str, Stage]:
     return graph
 
 
-def prepare(checkout: Checkout, params: Parameters, targets: list[str], console: Console) -> Run:
+def prepare(
+    checkout: Checkout, params: Parameters, targets: list[str], console: Console, *, run_cache: bool | None = None
+) -> Run:
     """Ask DVC what there is to do."""
     graph = check_targets(checkout, targets)
     plan = reproduction.plan(checkout.root, graph, targets, params.model_dump(mode="json"))
-    return Run(checkout=checkout, params=params, graph=graph, plan=plan, console=console, targets=targets)
+    return Run(
+        checkout=checkout,
+        params=params,
+        graph=graph,
+        plan=plan,
+        console=console,
+        targets=targets,
+        run_cache=run_cache,
+    )

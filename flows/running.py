@@ -17,7 +17,14 @@ from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
 
 
-def run(checkout: Checkout, targets: list[str], assignments: list[str], *, dry_run: bool) -> None:
+def run(
+    checkout: Checkout,
+    targets: list[str],
+    assignments: list[str],
+    *,
+    dry_run: bool,
+    run_cache: bool | None = None,
+) -> None:
     """The command; raises `UserError` with exit code 2 for configuration and 1 for a failed run."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     params, text, difference = settings.apply(checkout.root, assignments)
@@ -36,7 +43,7 @@ def run(checkout: Checkout, targets: list[str], assignments: list[str], *, dry_r
         if text:
             pipeline.check_targets(checkout, targets)
             settings.write(checkout.root, text)
-        prepared = pipeline.prepare(checkout, params, targets, console)
+        prepared = pipeline.prepare(checkout, params, targets, console, run_cache=run_cache)
         if prepared.plan.nothing_to_do and (targets or registry.is_registered(checkout)):
             console.print("Nothing to do: every stage is current" + ("." if targets else ", the model is registered."))
             return

@@ -102,6 +102,7 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
     from prefect import flow, tags, task
     from prefect.cache_policies import NO_CACHE
     from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     step = task(name=f"{name}-step", persist_result=False, cache_policy=NO_CACHE)(work)
 
@@ -111,8 +112,10 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
 
     def run() -> dict[str, Any]:
         wait_until_ready(checkout)
+        # The pipeline's flow has a heartbeat; ending this one's takes up to a second (Prefect 3.8).
+        no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         try:
-            with tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
+            with no_heartbeat, tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
                 return stage()
         finally:
             APILogWorker.drain_all(timeout=5)

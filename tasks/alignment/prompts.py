@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tasks.errors import UserError
 from tasks.steps.context import StepContext
 from tasks.training import tokens
-from tasks.training.packing import Example
+from tasks.training.examples import Example
 
 TEXT_TASKS = ("docs", "own")  # judged by similarity, noisier than maths, which is right or wrong
 _TURNS = {True: 1, False: 4}  # prompts of a text task, and of a maths task, in one round of dealing

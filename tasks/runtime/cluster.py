@@ -143,4 +143,5 @@ def stage_workers(checkout: Checkout, step: str, params: Parameters) -> Iterator
         yield workers
     finally:
         workers.stop()
-        shut_down()
+        if ADDRESS not in os.environ:  # the Ray of a run goes on; leaving it takes an import and nothing else
+            shut_down()

@@ -113,13 +113,16 @@ class StageFailed(Exception):
         self.code = code
 
 
-def reproduce(root: Path, name: str) -> bool:
-    """Have DVC reproduce one stage if it is stale; whether it ran or was restored from the run cache."""
+def reproduce(root: Path, name: str, *, run_cache: bool = True) -> bool:
+    """Have DVC reproduce one stage if it is stale; whether it ran or was restored from the run cache.
+
+    Without `run_cache` an earlier result of the same inputs is not taken for this one.
+    """
     from dvc.exceptions import DvcException
 
     try:
         with contextlib.chdir(root), _repo(root) as repo:
-            done = repo.reproduce(targets=[name], single_item=True)
+            done = repo.reproduce(targets=[name], single_item=True, run_cache=run_cache)
     except DvcException as error:
         causes: list[str] = []
         cause: BaseException | None = error

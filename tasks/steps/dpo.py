@@ -15,10 +15,10 @@ from tasks.alignment import comparisons
 from tasks.alignment.preference_batches import Pair, best_worst_pair, pair_batch
 from tasks.files import write_json
 from tasks.steps.context import StepContext
-from tasks.training.batches import Buckets, seed_of
 from tasks.training.device import autocast, setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.outputs import read_model, write_metrics, write_model
+from tasks.training.sampling import Buckets, seed_of
 
 STAGE = "dpo"
 

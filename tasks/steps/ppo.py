@@ -42,7 +42,7 @@ from tasks.alignment.rollouts import Rollouts, RolloutSettings, answer_statistic
 from tasks.steps.context import StepContext
 from tasks.tokenizers.chat import PAD
 from tasks.training import tokens
-from tasks.training.batches import rows_of_batch, seed_of, stream_batch
+from tasks.training.batches import stream_batch
 from tasks.training.checkpoint import Checkpoints, prefixed, without_prefix
 from tasks.training.curves import Curve
 from tasks.training.device import autocast, setup
@@ -50,6 +50,7 @@ from tasks.training.loop import check_finite
 from tasks.training.losses import stream_loss
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.outputs import read_model, write_metrics, write_model
+from tasks.training.sampling import rows_of_batch, seed_of
 from tasks.training.state import load_training_tensors, training_tensors
 
 STAGE = "ppo"

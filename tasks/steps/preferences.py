@@ -16,7 +16,7 @@ from tasks.files import write_json
 from tasks.steps.context import StepContext
 from tasks.tokenizers import bytelevel
 from tasks.tokenizers.chat import END
-from tasks.training.packing import Example
+from tasks.training.examples import Example
 
 
 def run(context: StepContext) -> None:

@@ -11,11 +11,12 @@ from tasks.steps.context import StepContext
 from tasks.tokenizers import bytelevel
 from tasks.tokenizers.chat import END_OF_TEXT
 from tasks.training import tokens
-from tasks.training.batches import seed_of, stream_batch
+from tasks.training.batches import stream_batch
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.losses import bits_per_byte, stream_loss
 from tasks.training.outputs import write_metrics, write_model
+from tasks.training.sampling import seed_of
 
 STAGE = "pretrain"
 

@@ -12,10 +12,10 @@ from tasks.alignment.comparisons import Comparison
 from tasks.alignment.preference_batches import ranked_batch
 from tasks.steps.context import StepContext
 from tasks.training import tokens
-from tasks.training.batches import Buckets, seed_of
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.outputs import read_model, write_metrics
+from tasks.training.sampling import Buckets, seed_of
 
 STAGE = "reward_model"
 _N_DEMONSTRATIONS = 256  # whose mean reward becomes 0

@@ -7,7 +7,7 @@ from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.losses import packed_loss, packed_validation
 from tasks.training.outputs import read_model, write_metrics, write_model
-from tasks.training.tokens import packed_demonstrations
+from tasks.training.packing import packed_demonstrations
 
 STAGE = "sft"
 

@@ -10,7 +10,7 @@ from tasks.files import read_json
 from tasks.steps.context import StepContext
 from tasks.steps.sft import tune
 from tasks.training.loop import Recipe
-from tasks.training.tokens import packed_demonstrations
+from tasks.training.packing import packed_demonstrations
 
 STAGE = "sft_continued"
 

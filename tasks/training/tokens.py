@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.data import records
 from tasks.errors import UserError
-from tasks.steps.context import StepContext
-from tasks.training.batches import seed_of
-from tasks.training.packing import Example, PackedData
+from tasks.training.examples import Example
 
 
 def _array(root: Path, name: str) -> NDArray[np.uint16]:
@@ -77,13 +75,3 @@ def demonstrations(root: Path, split: str) -> list[Example]:
         )
         for record_id, task, offset, length, prompt_length in columns
     ]
-
-
-def packed_demonstrations(context: StepContext, split: str, *, seed_name: str, batch_size: int) -> PackedData:
-    """The demonstrations of `split` in rows of `sft.seq_len`, sampled by a seed of the stage's own."""
-    return PackedData.of(
-        demonstrations(context.root, split),
-        seq_len=context.params.sft.seq_len,
-        batch_size=batch_size,
-        seed=seed_of(context.params.seed, seed_name),
-    )

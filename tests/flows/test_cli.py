@@ -1,6 +1,7 @@
 """Mistakes on the command line end in one message and the right exit code, and nothing is written."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_clean_removes_outputs_and_asks_first(workspace: Workspace):
     made.mkdir(parents=True)
     (made / "x").write_text("x")
     refused = subprocess.run(
-        ["bash", "-c", "echo n | $0 -m flows.cli clean", __import__("sys").executable],
+        ["bash", "-c", "echo n | $0 -m flows.cli clean", sys.executable],
         cwd=workspace.root,
         env=workspace.environment(),
         capture_output=True,
@@ -154,6 +155,20 @@ def test_clean_removes_outputs_and_asks_first(workspace: Workspace):
     assert workspace.axon("clean", "--yes").returncode == 0
     assert not made.exists()
     assert (workspace.root / "params.yaml").exists()
+
+
+def test_clean_all_keeps_the_key_and_the_head_of_the_chain(workspace: Workspace):
+    fingerprint = workspace.axon("keys").stdout.split()[1]
+    state = workspace.root / ".axon"
+    (state / "lineage-head.json").write_text("{}")
+    (state / "mlflow.db").write_text("x")
+    result = workspace.axon("clean", "--all", "--yes")
+    assert result.returncode == 0
+    assert "key that signs" in result.stdout
+    assert not (state / "mlflow.db").exists()
+    assert (state / "lineage-head.json").read_text() == "{}"
+    (state / "lineage-head.json").unlink()
+    assert workspace.axon("keys").stdout.split()[1] == fingerprint
 
 
 def test_doctor_finds_a_version_that_differs_from_the_constraints(workspace: Workspace):

@@ -212,7 +212,8 @@ def test_a_missing_input_says_how_to_make_it(tmp_path):
 
 
 def test_an_altered_model_is_not_sampled_from(trained):
-    from tasks.alignment.sampling import answer_shard, digest_of_model, shard_item
+    from tasks.alignment.answering import answer_shard
+    from tasks.alignment.sampling import digest_of_model, shard_item
 
     item = shard_item(
         trained / "models" / "sft",
@@ -229,7 +230,8 @@ def test_an_altered_model_is_not_sampled_from(trained):
 
 
 def test_a_shard_depends_on_its_item_alone(trained):
-    from tasks.alignment.sampling import answer_shard, digest_of_model, shard_item
+    from tasks.alignment.answering import answer_shard
+    from tasks.alignment.sampling import digest_of_model, shard_item
 
     directory = trained / "models" / "sft"
     item = shard_item(

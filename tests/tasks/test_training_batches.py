@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tasks.errors import UserError
-from tasks.training.batches import Batch, Buckets, pad_rows, rows_of_batch, stream_batch
+from tasks.training.batches import Batch, pad_rows, stream_batch
+from tasks.training.sampling import Buckets, rows_of_batch
 
 
 def test_an_epoch_shows_every_row_once_also_when_a_batch_spans_two_epochs():

@@ -7,8 +7,9 @@ import torch
 
 from axon_models.decoder.config import DecoderConfig
 from axon_models.decoder.model import Decoder
+from tasks.training.examples import Example, first_fit, pack
 from tasks.training.losses import packed_loss
-from tasks.training.packing import Example, block_causal_mask, first_fit, pack, packed_batch
+from tasks.training.packing import block_causal_mask, packed_batch
 
 
 def _examples(n: int) -> list[Example]:

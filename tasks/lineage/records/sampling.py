@@ -1,7 +1,7 @@
 """How often the stateless samplers of training took each row, without running through the steps and without torch.
 
 Each function gives what counting over all steps of its namesake in `tasks.training` or `tasks.alignment` gives
-(tests compare them): importing those loads torch, which takes longer than all of the counting.
+(tests compare them), from arrays of numbers: there is no list of examples to be made first.
 """
 
 from __future__ import annotations
@@ -16,19 +16,9 @@ from numpy.typing import NDArray
 
 from tasks.evaluation.prompts import is_text
 from tasks.lineage.records.ids import Ids
+from tasks.training.sampling import permutation, seed_of
 
 Numbers = NDArray[np.int64]
-
-
-def seed_of(*parts: int | str) -> int:
-    """`tasks.training.batches.seed_of`; an id is given as its hexadecimal digits."""
-    digest = hashlib.sha256("\x00".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def permutation(n_rows: int, seed: int, epoch: int) -> Numbers:
-    """`tasks.training.batches._permutation`: the order in which an epoch takes the rows."""
-    return np.random.Generator(np.random.PCG64(seed_of(seed, "epoch", epoch))).permutation(n_rows)
 
 
 def times_taken(n_rows: int, n_places: int, seed: int) -> Numbers:

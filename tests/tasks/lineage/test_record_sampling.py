@@ -15,8 +15,10 @@ from tasks.errors import UserError
 from tasks.lineage.records import ids as record_ids
 from tasks.lineage.records import sampling
 from tasks.steps import sft_continued
-from tasks.training.batches import rows_of_batch, seed_of, stream_batch
-from tasks.training.packing import Example, PackedData, pack
+from tasks.training.batches import stream_batch
+from tasks.training.examples import Example, pack
+from tasks.training.packing import PackedData
+from tasks.training.sampling import rows_of_batch, seed_of
 
 CPU = torch.device("cpu")
 

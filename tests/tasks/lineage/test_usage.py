@@ -26,8 +26,9 @@ from tasks.lineage.records import sampling, usage
 from tasks.runtime.stages import read_stages, value_at
 from tasks.steps import evaluate, reward_model, tokenizer
 from tasks.tokenizers import bytelevel
-from tasks.training.batches import seed_of, stream_batch
+from tasks.training.batches import stream_batch
 from tasks.training.packing import PackedData
+from tasks.training.sampling import seed_of
 from tasks.training.tokens import text_documents
 from tests.helpers import REPOSITORY, make_context, make_tree, serial_fan_out
 from tests.tasks.tiny_root import OVERRIDES, make_root

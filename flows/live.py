@@ -1,0 +1,77 @@
+"""`axon report --live`: what is known of this checkout beyond its last run; a view, and never an output of DVC.
+
+How deterministic each stage was found to be, which versions are registered, and where the chain of statements ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from tasks.lineage import recording, registrations
+from tasks.lineage.audit import determinism
+from tasks.lineage.statement import Statement
+from tasks.lineage.store import StatementStore
+from tasks.lineage.wording import duration, seconds, short, when
+from tasks.registry import NAME
+from tasks.runtime import stages
+from tasks.runtime.checkout import Checkout
+
+
+def show(checkout: Checkout) -> None:
+    """Print the three tables; asks no server, trains nothing and imports none of the engines."""
+    store = StatementStore.of(checkout)
+    statements = [stored.statement for stored in store.all()]
+    current = recording.current(checkout, store)
+    console = Console(highlight=False)
+    console.print(_stages(list(stages.read_stages(checkout.root)), current, determinism.read(checkout)))
+    versions = [s for s in statements if s.kind == "register" and s.parameters.get("name") == NAME]
+    if versions:
+        console.print(_versions(versions, registrations.aliases(statements, NAME)))
+    head = store.head()
+    if head is not None:
+        console.print(f"anchor: key {head.key} head {head.digest}", soft_wrap=True)
+
+
+def _stages(names: Sequence[str], current: Mapping[str, Statement], found: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(
+        title="Stages, and what `axon audit --reproduce` found of them",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        pad_edge=False,
+    )
+    for column in ("stage", "executed", "took", "run again", "largest difference", "when"):
+        table.add_column(column)
+    for name in names:
+        statement, note = current.get(name), found.get(name)
+        executed = (when(statement.finished), duration(seconds(statement))) if statement else ("no statement", "")
+        if note is None:
+            table.add_row(name, *executed, "not tried", "", "")
+            continue
+        largest = note.get("largest_difference")
+        is_current = statement is not None and note.get("statement") == statement.digest
+        table.add_row(
+            name,
+            *executed,
+            str(note.get("class")) + ("" if is_current else f" (execution {short(str(note.get('statement')))})"),
+            "not only numbers differ" if largest is None else f"{largest:g}",
+            when(str(note.get("when"))),
+        )
+    return table
+
+
+def _versions(registered: Sequence[Statement], aliases: Mapping[str, str]) -> Table:
+    table = Table(title=f"Versions of {NAME}", title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for column in ("version", "model", "registered", "aliases"):
+        table.add_column(column)
+    for statement in registered:
+        facts = statement.parameters
+        version = str(facts.get("version"))
+        held = ", ".join(sorted(alias for alias, holder in aliases.items() if holder == version))
+        table.add_row(version, str(facts.get("model")), when(statement.finished), held)
+    return table
