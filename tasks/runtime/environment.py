@@ -32,9 +32,6 @@ _DEFAULTS = {
     "RAY_worker_niceness": "0",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "true",
-    # A training step on two threads waits for the slower one. By default the other spins meanwhile, and with anything
-    # else on the machine the two take turns at it: 4 to 10 times slower than with threads that sleep (decisions.md).
-    "OMP_WAIT_POLICY": "passive",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONHASHSEED": "0",
 }

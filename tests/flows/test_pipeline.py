@@ -2,12 +2,14 @@
 
 import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tasks.lineage.audit.comparing import NOT
 from tasks.runtime import stages
 from tests.flows.conftest import FinishedRun
 from tests.flows.workspace import TINY, Workspace
@@ -156,8 +158,10 @@ def test_a_changed_parameter_makes_its_stage_stale_and_what_depends_on_it_follow
     assert (workspace.root / "params.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("path", ["docs/pipeline.md", "flows/pretrain.py", "tasks/tracking/mlflow_store.py"])
-def test_docs_flows_and_tracking_make_no_stage_stale(finished: FinishedRun, path: str):
+@pytest.mark.parametrize(
+    "path", ["docs/pipeline.md", "flows/pretrain.py", "tasks/tracking/mlflow_store.py", "tasks/lineage/recording.py"]
+)
+def test_docs_flows_tracking_and_lineage_make_no_stage_stale(finished: FinishedRun, path: str):
     stale = stale_after_editing(finished.workspace, path)
     assert stale == {}
 
@@ -249,6 +253,33 @@ def test_plain_dvc_repro_of_some_stages_gives_the_same_bytes(finished: FinishedR
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert len(workspace.executions("tokenizer")) == len(workspace.executions("dpo")) == 1
     assert workspace.left_running() == []
+    assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
+
+
+def test_without_statements_and_without_the_run_cache_a_stage_gives_the_same_bytes(
+    finished: FinishedRun, tmp_path: Path
+):
+    """DVC's run cache knows this result, but not for a stage that was found not deterministic."""
+    workspace = Workspace.create(tmp_path / "checkout")
+    workspace.take_results(finished.workspace, but=("dpo",))
+    shutil.copytree(finished.workspace.root / ".dvc" / "cache" / "runs", workspace.root / ".dvc" / "cache" / "runs")
+    note = workspace.root / ".axon" / "determinism.json"
+    note.parent.mkdir()
+    note.write_text(json.dumps({"dpo": {"class": NOT}}))
+    result = workspace.axon("run", "dpo", AXON_LINEAGE="off")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert len(workspace.executions("dpo")) == 1
+    assert not (workspace.root / "lineage" / "statements").exists()
+    assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
+
+    note.unlink()
+    (workspace.root / "models" / "dpo" / "model.safetensors").unlink()
+    lock = yaml.safe_load(workspace.lock)
+    del lock["stages"]["dpo"]
+    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    result = workspace.axon("run", "dpo")
+    assert "restored from DVC's cache" in result.stdout, result.stdout[-3000:] + result.stderr[-3000:]
+    assert len(workspace.executions("dpo")) == 1
     assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
 
 

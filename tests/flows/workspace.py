@@ -118,9 +118,10 @@ class Workspace:
             command, cwd=self.root, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, text=True
         )
 
-    def axon(self, *arguments: str, folder: str = ".") -> subprocess.CompletedProcess[str]:
+    def axon(self, *arguments: str, folder: str = ".", **variables: str) -> subprocess.CompletedProcess[str]:
+        """`axon ARGUMENTS` below `folder`, with more environment variables."""
         command = [sys.executable, "-m", "flows.cli", *arguments]
-        env = {**self.environment(), "PYTHONPATH": str(self.root)}
+        env = {**self.environment(), "PYTHONPATH": str(self.root), **variables}
         return subprocess.run(command, cwd=self.root / folder, env=env, capture_output=True, text=True, timeout=580)
 
     def dvc(self, *arguments: str, timeout_s: float = 580) -> subprocess.CompletedProcess[str]:

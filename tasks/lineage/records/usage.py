@@ -40,7 +40,6 @@ HANDED_DOWN = SHAPING | {SHOWN}
 
 # Of the stages in tasks/steps, which load torch or tokenizers; a test compares them.
 N_CALIBRATING = 256
-KEPT_TOKENIZER = Path("sources") / "tokenizer" / "tokenizer.json"
 WINDOWS_A_TEXT_BATCH = 4
 BEST_OF_N = "best_of_n"
 Parameters = Mapping[str, Any]
@@ -116,12 +115,13 @@ def _data(root: Path, parameters: Parameters) -> list[Uses]:
 
 def _tokenizer(root: Path, parameters: Parameters) -> list[Uses]:
     """Of a tokenizer that was kept, these records shaped nothing: ask for the execution that learnt it."""
+    is_kept = bool(_json(root, "metrics/tokenizer.json").get("kept"))
     uses = []
     for path in sorted((root / "tokens").glob("*.index.parquet")):
         name = path.name.removesuffix(".index.parquet")
         ids = _index(root, name)["record_id"]
         uses.append(_all(TOKENIZED, ids))
-        if name.endswith(f".{TRAIN}") and not (root / KEPT_TOKENIZER).is_file():
+        if name.endswith(f".{TRAIN}") and not is_kept:
             uses.append(_all(TOKENIZER, ids))
         if name == f"text.{TEST}":
             uses.append(_all(EVALUATED, ids))  # what compression alone achieves on it

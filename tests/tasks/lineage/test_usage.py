@@ -24,8 +24,7 @@ from tasks.data import records
 from tasks.errors import UserError
 from tasks.lineage.records import sampling, usage
 from tasks.runtime.stages import read_stages, value_at
-from tasks.steps import evaluate, reward_model, tokenizer
-from tasks.tokenizers import bytelevel
+from tasks.steps import evaluate, reward_model
 from tasks.training.batches import stream_batch
 from tasks.training.packing import PackedData
 from tasks.training.sampling import seed_of
@@ -272,7 +271,9 @@ def test_data_and_tokenizer_hold_what_their_tables_hold(run):
 
 def test_a_kept_tokenizer_learnt_nothing_from_this_data(run, tmp_path):
     shutil.copytree(run[0] / "tokens", tmp_path / "tokens")
-    shutil.copytree(run[0] / "tokenizer", tmp_path / "sources" / "tokenizer")
+    shutil.copytree(run[0] / "metrics", tmp_path / "metrics")
+    path = tmp_path / "metrics" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kept": True}))
     assert usage.TOKENIZER not in _added_up(usage.uses_of("tokenizer", tmp_path, {}))
 
 
@@ -306,7 +307,6 @@ def test_constants_are_those_of_the_stages():
     assert usage.N_CALIBRATING == reward_model._N_DEMONSTRATIONS
     assert usage.WINDOWS_A_TEXT_BATCH == evaluate.WINDOWS_PER_TEXT_BATCH
     assert usage.BEST_OF_N == evaluate.BEST_OF_N
-    assert tokenizer.KEPT / bytelevel.FILES[0] == usage.KEPT_TOKENIZER
     assert sampling.PROMPTS_A_ROUND == prompts._TURNS
 
 
