@@ -32,6 +32,12 @@ _DEFAULTS = {
     "RAY_worker_niceness": "0",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "true",
+    # glibc: keep the memory of tensors, in huge pages, for the next step instead of giving it back to the system. A
+    # training step is 11 % faster (decisions.md); its bytes are the same, since torch aligns every tensor alike.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONHASHSEED": "0",
 }
