@@ -32,9 +32,8 @@ _DEFAULTS = {
     "RAY_worker_niceness": "0",
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "true",
-    # glibc: keep the memory of tensors, in huge pages, for the next step instead of giving it back to the system. A
-    # training step is 11 % faster (decisions.md); its bytes are the same, since torch aligns every tensor alike.
-    "MALLOC_ARENA_MAX": "1",
+    # glibc: keep the memory of tensors, in huge pages, for the next step instead of giving it back to the system
+    # (decisions.md). Bytes are the same, since torch aligns every tensor alike.
     "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
