@@ -16,7 +16,7 @@ from tasks.lineage import recording, registrations
 from tasks.lineage.audit import determinism
 from tasks.lineage.statement import Statement
 from tasks.lineage.store import StatementStore
-from tasks.lineage.wording import duration, seconds, short, when
+from tasks.lineage.wording import duration, seconds, when
 from tasks.registry import NAME
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
@@ -45,33 +45,38 @@ def _stages(names: Sequence[str], current: Mapping[str, Statement], found: Mappi
         box=SIMPLE,
         pad_edge=False,
     )
-    for column in ("stage", "executed", "took", "run again", "largest difference", "when"):
-        table.add_column(column)
+    for column in ("stage", "executed (UTC)", "took"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("run again")
     for name in names:
-        statement, note = current.get(name), found.get(name)
-        executed = (when(statement.finished), duration(seconds(statement))) if statement else ("no statement", "")
-        if note is None:
-            table.add_row(name, *executed, "not tried", "", "")
-            continue
-        largest = note.get("largest_difference")
-        is_current = statement is not None and note.get("statement") == statement.digest
-        table.add_row(
-            name,
-            *executed,
-            str(note.get("class")) + ("" if is_current else f" (execution {short(str(note.get('statement')))})"),
-            "not only numbers differ" if largest is None else f"{largest:g}",
-            when(str(note.get("when"))),
-        )
+        statement = current.get(name)
+        executed = (_utc(statement.finished), duration(seconds(statement))) if statement else ("no statement", "")
+        table.add_row(name, *executed, _found(found.get(name), statement))
     return table
+
+
+def _found(note: Mapping[str, Any] | None, statement: Statement | None) -> str:
+    """The class, by how much numbers differ, when that was found, and whether of the execution that is current."""
+    if note is None:
+        return "not tried"
+    largest = note.get("largest_difference")
+    parts = [str(note.get("class")), *([f"at most {largest:g}"] if largest else []), _utc(str(note.get("when")))[:10]]
+    if statement is None or note.get("statement") != statement.digest:
+        parts.append("of an earlier execution")
+    return ", ".join(parts)
+
+
+def _utc(time: str) -> str:
+    return when(time).removesuffix(" UTC")
 
 
 def _versions(registered: Sequence[Statement], aliases: Mapping[str, str]) -> Table:
     table = Table(title=f"Versions of {NAME}", title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    for column in ("version", "model", "registered", "aliases"):
-        table.add_column(column)
+    for column in ("version", "model", "registered (UTC)", "aliases"):
+        table.add_column(column, no_wrap=True)
     for statement in registered:
         facts = statement.parameters
         version = str(facts.get("version"))
         held = ", ".join(sorted(alias for alias, holder in aliases.items() if holder == version))
-        table.add_row(version, str(facts.get("model")), when(statement.finished), held)
+        table.add_row(version, str(facts.get("model")), _utc(statement.finished), held)
     return table
