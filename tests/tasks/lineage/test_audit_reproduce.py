@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from flows import live
 from tasks.errors import UserError
 from tasks.lineage.audit import comparing, determinism, reproduce, scratch
 from tasks.lineage.audit.comparing import EXACT, NOT, WITHIN
@@ -221,3 +222,19 @@ def test_a_damaged_record_is_a_clear_mistake(copied):
     determinism.path(copied).write_text("[]")
     with pytest.raises(UserError, match="remove it"):
         determinism.read(copied)
+
+
+def test_the_live_report_shows_what_was_found_of_which_execution(copied, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    [statement] = reproduce.choose(copied, ["ppo"]).values()
+    note = {"class": WITHIN, "largest_difference": 0.25, "when": "2026-01-31T12:00:00Z"}
+    determinism.write(copied, "ppo", {**note, "statement": statement.digest})
+    determinism.write(copied, "sft", {**note, "statement": "of another"})
+    live.show(copied)
+    told = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in told.splitlines() if line.split()}
+    assert lines["ppo"].rstrip().endswith("within tolerance, at most 0.25, 2026-01-31")
+    assert lines["sft"].rstrip().endswith("within tolerance, at most 0.25, 2026-01-31, of an earlier execution")
+    assert lines["evaluate"].rstrip().endswith("not tried")
+    assert "Versions of axon-chat" in told
+    assert f"anchor: key {StatementStore.of(copied).head().key} head" in told
