@@ -213,10 +213,14 @@ class RecordIndex:
         """(n,): whether one of the `executions` had the record of each row of `folder` in one of the `roles`."""
         is_used = np.zeros(n, dtype=bool)
         paths = [path for path in sorted(folder.glob("uses-*.parquet")) if tables.execution_of(path).id in executions]
+
+        def mark(path: Path) -> None:
+            for rows in tables.read_rows(path, roles):
+                is_used[rows] = True
+
         with ThreadPoolExecutor(_N_READERS) as pool:
-            for found in pool.map(lambda path: self._reading(path, lambda p: tables.read_rows(p, roles)), paths):
-                for rows in found:
-                    is_used[rows] = True
+            for _ in pool.map(lambda path: self._reading(path, mark), paths):
+                pass
         return is_used
 
     def _used_ids(self, folder: Path, executions: Collection[str], roles: Collection[str]) -> Ids:

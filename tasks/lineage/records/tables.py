@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -226,17 +226,14 @@ def read_groups(folder: Path) -> NDArray[np.integer[Any]]:
     return parquet_files.numbers(parquet_files.read(folder / "records.parquet", ["group"]).column("group"))
 
 
-def read_rows(path: Path, roles: Collection[str]) -> list[NDArray[np.uint32]]:
-    """The rows of `records.parquet` that had each of the `roles` in a file of uses."""
+def read_rows(path: Path, roles: Collection[str]) -> Iterator[NDArray[np.uint32]]:
+    """The rows of `records.parquet` that had one of the `roles` in a file of uses, in parts; each once for a role."""
     sizes: dict[str, int] = {}
-    for total in read_totals(path):  # roles follow one another in the file
+    for total in read_totals(path):  # roles follow one another in the file, each from a row group of its own on
         sizes[total.role] = sizes.get(total.role, 0) + total.n_records
-    starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
-    return [
-        parquet_files.read_numbers(path, "row", starts[role], starts[role] + size)
-        for role, size in sizes.items()
-        if role in roles
-    ]
+    for role, start in zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False):
+        if role in roles:
+            yield from parquet_files.iterate(path, "row", start, start + sizes[role])
 
 
 def read_totals(path: Path) -> list[Total]:
