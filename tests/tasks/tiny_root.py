@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tasks.data import records
+from tasks.files import write_json
 from tasks.tokenizers import chat
 
 SPECIAL = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -67,7 +68,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def make_root(root: Path) -> Path:
-    """`tokenizer/`, `tokens/` and `data/demonstrations.parquet`: sentences and two-digit sums."""
+    """What `data` and `tokenizer` leave, as far as later stages read it: sentences and two-digit sums."""
     tokenizer = byte_tokenizer()
     (root / "tokenizer").mkdir(parents=True)
     tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
@@ -91,6 +92,7 @@ def make_root(root: Path) -> Path:
         rows["prompt"] += prompts
         rows["target"] += targets
     records.write(root / "data" / "demonstrations.parquet", rows)
+    write_json(root / "metrics" / "tokenizer.json", {"vocab_size": tokenizer.get_vocab_size()})
     return root
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from tasks.data import records
 from tasks.errors import UserError
-from tasks.files import file_md5
+from tasks.files import file_md5, write_json
 from tasks.lineage import index
 from tasks.lineage.index import RecordIndex
 from tasks.lineage.records import ids as record_ids
@@ -252,6 +252,7 @@ def workspace(tmp_path) -> tuple[Path, Path, pandas.DataFrame]:
             ids = list(data[(data.kind == kind) & (data.split == split)].record_id)
             columns = {"record_id": ids, "offset": [5 * i for i in range(len(ids))], "length": [5] * len(ids)}
             records.write(root / "tokens" / f"{name}.{split}.index.parquet", columns)
+    write_json(root / "metrics" / "tokenizer.json", {})
     write_comparisons(root, list(data[data.kind == "demonstration"].record_id[:9]), "programmatic")
     write_lock(root)
     return root, state, data
