@@ -23,7 +23,7 @@ from tasks.runtime.checkout import Checkout
 
 
 def show(checkout: Checkout) -> None:
-    """Print the three tables; asks no server, trains nothing and imports none of the engines."""
+    """Print both tables and the anchor; asks no server and imports none of the engines."""
     store = StatementStore.of(checkout)
     statements = [stored.statement for stored in store.all()]
     current = recording.current(checkout, store)
@@ -60,7 +60,11 @@ def _found(note: Mapping[str, Any] | None, statement: Statement | None) -> str:
     if note is None:
         return "not tried"
     largest = note.get("largest_difference")
-    parts = [str(note.get("class")), *([f"at most {largest:g}"] if largest else []), _utc(str(note.get("when")))[:10]]
+    parts = [
+        str(note.get("class")),
+        *([f"at most {largest:g}"] if largest else []),
+        str(note.get("when"))[: len("2026-01-31")],
+    ]
     if statement is None or note.get("statement") != statement.digest:
         parts.append("of an earlier execution")
     return ", ".join(parts)

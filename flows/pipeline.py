@@ -42,7 +42,7 @@ class Run:
     plan: Plan
     console: Console
     targets: list[str]
-    run_cache: bool | None = None  # take earlier results of the same inputs: yes, no, or where a stage is deterministic
+    not_restored: frozenset[str] = frozenset()  # stages for which an earlier result of the same inputs is not taken
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -131,11 +131,7 @@ def _reproduce(run: Run, name: str, record: Journal) -> None:
     started = time.monotonic()
     journals = set(run.checkout.journals.glob("*.jsonl"))
     run.console.print(f"[bold]{name}[/bold]")
-    run_cache = run.run_cache
-    if run_cache is None:
-        # One result of a stage that is not deterministic does not stand for another.
-        run_cache = not determinism.is_known_not_to_be(run.checkout, name)
-    ran = reproduction.reproduce(run.checkout.root, name, run_cache=run_cache)
+    ran = reproduction.reproduce(run.checkout.root, name, run_cache=name not in run.not_restored)
     if not ran:
         run.console.print(f"  {name}: unchanged")
         return
@@ -172,8 +168,12 @@ def check_targets(checkout: Checkout, targets: list[str]) -> dict[str, Stage]:
 def prepare(
     checkout: Checkout, params: Parameters, targets: list[str], console: Console, *, run_cache: bool | None = None
 ) -> Run:
-    """Ask DVC what there is to do."""
+    """Ask DVC what there is to do. `run_cache`: take earlier results of the same inputs; None: where a stage is not
+    known to be other than deterministic, since one result of such a stage does not stand for another."""
     graph = check_targets(checkout, targets)
+    not_restored = [
+        n for n in graph if (determinism.is_known_not_to_be(checkout, n) if run_cache is None else not run_cache)
+    ]
     plan = reproduction.plan(checkout.root, graph, targets, params.model_dump(mode="json"))
     return Run(
         checkout=checkout,
@@ -182,5 +182,5 @@ def prepare(
         plan=plan,
         console=console,
         targets=targets,
-        run_cache=run_cache,
+        not_restored=frozenset(not_restored),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STEP_MODULES = "tasks.steps"
 
 
-# Steps hold many objects for long and make few cycles: reading docstrings takes a quarter less with rarer collections.
+# Steps hold many objects for long and make few cycles: without collections reading docstrings takes a quarter less.
 _COLLECT_AFTER = (100_000, 50, 50)
 
 
