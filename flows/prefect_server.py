@@ -19,6 +19,7 @@ from flows.ports import PREFECT_PORT, free_port
 from tasks.errors import UserError
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout, remember_address
+from tasks.tracking import databases
 
 _START_LIMIT_S = 120
 _MAX_RESTARTS = 5
@@ -50,6 +51,8 @@ def log_of(checkout: Checkout) -> Path:
 def start(checkout: Checkout, port: int) -> subprocess.Popen[bytes]:
     """Start a server at `port` of loopback; returns before it answers."""
     log_of(checkout).parent.mkdir(parents=True, exist_ok=True)
+    if not any(name.endswith("_DATABASE_CONNECTION_URL") for name in os.environ):
+        databases.provide("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log_of(checkout).open("ab") as log:
         process = subprocess.Popen(

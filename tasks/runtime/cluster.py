@@ -89,7 +89,7 @@ class StageWorkers:
     _pool: list[Any] = field(default_factory=list)
 
     def start(self) -> None:
-        """Create the actors and let them import; returns at once."""
+        """Create the actor and let it import; returns at once."""
         ray = _ray()
         n_cpus = 0 if self.step in POOLS else self.params.threads
         n_gpus = 1 if self.params.device == "cuda" and self.step not in POOLS else 0
@@ -101,14 +101,19 @@ class StageWorkers:
         step_class: Any = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_concurrency=2)(worker.StepWorker)
         self._actor = step_class.remote(str(self.checkout.root), self.step)
         self._actor.warm.remote()
+
+    def _start_pool(self) -> None:
+        """Not with the actor: on few cores their imports would hold up those of the stage, and the step has its
+        inputs to read before it needs them."""
         if self.step in POOLS:
-            pool_class: Any = ray.remote(num_cpus=1)(worker.PoolWorker)
+            pool_class: Any = _ray().remote(num_cpus=1)(worker.PoolWorker)
             for _ in range(self.params.runtime.sampling_workers):
                 self._pool.append(pool_class.remote(str(self.checkout.root), list(POOLS[self.step])))
 
     def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`."""
         ray = _ray()
+        self._start_pool()
         result = self._actor.run.remote(self.params, checkpoints, self._pool)
         try:
             while True:

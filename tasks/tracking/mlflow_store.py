@@ -16,7 +16,7 @@ from typing import Any
 from tasks.files import write_json
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.stages import digest
-from tasks.tracking import journal
+from tasks.tracking import databases, journal
 
 EXPERIMENT = "axon"
 _METRICS_PER_CALL = 1000
@@ -32,6 +32,8 @@ def client(checkout: Checkout) -> Any:
     # Parts of the client (versions of logged models) ask the global address, whatever this client's own is. Setting it
     # sets the variable too, by which another checkout in this process would take this store for its own.
     given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None:
+        databases.provide("mlflow", checkout.state / "mlflow.db")
     mlflow.set_tracking_uri(checkout.tracking_uri)
     if given is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
