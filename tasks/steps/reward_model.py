@@ -19,6 +19,7 @@ from tasks.training.sampling import Buckets, seed_of
 
 STAGE = "reward_model"
 _N_DEMONSTRATIONS = 256  # whose mean reward becomes 0
+_N_REMEMBERED = 256  # prompts of the training split whose accuracy is measured too, to see what was learnt by heart
 
 
 def run(context: StepContext) -> None:
@@ -30,7 +31,7 @@ def run(context: StepContext) -> None:
     train = comparisons.read(context.root, "train")
     held_out = comparisons.read(context.root, "validation")
     buckets = Buckets([c.longest() for c in train], batch_size=section.batch_size, seed=seed_of(params.seed, STAGE))
-    recipe = Recipe.over_epochs(STAGE, section, params.precision, n_batches=buckets.n_batches, evaluations_an_epoch=2)
+    recipe = Recipe.over_epochs(STAGE, section, params.precision, n_batches=buckets.n_batches, evaluations_an_epoch=1)
     fitted = fit(
         model,
         recipe,
@@ -53,7 +54,7 @@ def run(context: StepContext) -> None:
         fitted.curve,
         {
             "pairwise_accuracy": fitted.curve.last("validation_pairwise_accuracy"),
-            "pairwise_accuracy_train": accuracy(model, train, section.batch_size)["pairwise_accuracy"],
+            "pairwise_accuracy_train": accuracy(model, train[:_N_REMEMBERED], section.batch_size)["pairwise_accuracy"],
             "pairwise_accuracy_by_task": by_task,
             "loss": fitted.curve.mean_of_last("loss", 20),
             "validation_loss": fitted.curve.last("validation_loss"),

@@ -220,7 +220,7 @@ def _reward_model(root: Path, parameters: Parameters) -> list[Uses]:
     longest = _json(root, "models/reward_model/config.json")["max_position_embeddings"]
     fitting = first[index["length"][first] <= longest]
     return [
-        *_compared(root, parameters, "reward_model", evaluations_an_epoch=2),
+        *_compared(root, parameters, "reward_model", evaluations_an_epoch=1),
         _all(CALIBRATED, index["record_id"][fitting]),
     ]
 
