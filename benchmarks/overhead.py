@@ -47,12 +47,12 @@ def main() -> None:
         for i in range(n_runs):
             overhead, nothing = one_run(Path(folder) / f"run{i}")
             idle.append(nothing)
-            for name, seconds in overhead.items():
-                found.setdefault(name, []).append(seconds)
+            for name, beside_the_work in overhead.items():
+                found.setdefault(name, []).append(beside_the_work)
     print(f"| stage | overhead, s (median of {n_runs}) | range |\n| --- | --- | --- |")
     for name, seconds in found.items():
         print(f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} |")
-    every = [s for seconds in found.values() for s in seconds]
+    every = [value for of_stage in found.values() for value in of_stage]
     print(f"| all stages | {statistics.median(every):.1f} | {min(every):.1f} to {max(every):.1f} |")
     print(f"| nothing to do | {statistics.median(idle):.1f} | {min(idle):.1f} to {max(idle):.1f} |")
     print(json.dumps({"overhead_s": found, "nothing_to_do_s": idle}))
