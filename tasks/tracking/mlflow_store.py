@@ -50,13 +50,13 @@ def experiment_id(mlflow: Any, checkout: Checkout) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted keys with JSON values."""
+    """Nested parameters as dotted keys with JSON values, alike whatever the order of keys: statements sort theirs."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return flat
 
 

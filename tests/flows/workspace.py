@@ -83,6 +83,8 @@ class Workspace:
             text=True,
         ).stdout
         for name in filter(None, listed.split("\0")):
+            if name == "dvc.lock" or name.startswith("lineage/"):
+                continue  # what a run in the repository left, which a contributor may keep under git or not
             source = REPOSITORY / name
             if source.is_file():
                 target = root / name

@@ -101,12 +101,16 @@ def read(folder: Path) -> Records:
     return Records(record_ids.of_column(table.column("record_id")), parquet_files.numbers(table.column("group")))
 
 
+class NotInWorkspace(UserError):
+    """The data that an execution used is neither in the index nor in the workspace."""
+
+
 def ensure(folder: Path, root: Path, digests: Mapping[str, str]) -> Records:
     """The records of `folder`; made from the files below `root` with these MD5 where there are none yet."""
     if not (folder / "records.parquet").is_file():
         for path, digest in digests.items():
             if not (root / path).is_file() or file_md5(root / path) != digest:
-                raise UserError(
+                raise NotInWorkspace(
                     f"the record index lacks the data with MD5 {digest}, and {path} is not that; "
                     f"bring it back with: dvc checkout {path}",
                     exit_code=1,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.tracking.journal import Journal
-from tasks.tracking.mlflow_store import Sender, client
+from tasks.tracking.mlflow_store import Sender, client, flatten
 from tests.tasks.lineage.workspace import make_checkout, record
 
 
@@ -33,3 +33,10 @@ def test_the_statement_is_an_artifact_of_its_run(checkout, tmp_path_factory):
     without = mlflow.get_run(sender.run_of(other.id))
     assert "axon.statement" not in without.data.tags
     assert mlflow.list_artifacts(without.info.run_id) == []
+
+
+def test_parameters_read_alike_whatever_the_order_of_their_keys():
+    # Statements sort the keys of mappings in lists too: an audit compares them with what MLflow was told.
+    ours = flatten({"data": {"files": [{"path": "a.jsonl", "license": "MIT"}]}})
+    assert ours == flatten({"data": {"files": [{"license": "MIT", "path": "a.jsonl"}]}})
+    assert ours == {"data.files": '[{"license": "MIT", "path": "a.jsonl"}]'}
