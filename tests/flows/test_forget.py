@@ -15,6 +15,7 @@ PLANTED = {
     "data.files": corpus.OVERRIDES["data.files"],
     "data.python_docs.packages": [],
     "data.max_damaged_fraction": 0.2,
+    "tokenizer.vocab_size": 400,  # what is left of the text without the record has no more
 }
 MODELS = {f"models/{name}" for name in ("pretrain", "sft", "reward_model", "ppo", "dpo", "sft_continued")}
 
@@ -53,6 +54,7 @@ def test_a_planted_record_reaches_the_policy_and_is_nowhere_after_forget_rebuild
     assert [name for name, md5 in holders(workspace).items() if md5 in lock] == []
 
     done(workspace, "forget", "--purge", "--yes")
-    assert holding(workspace.root) == []
+    # The tests themselves, of which the workspace has a copy, spell the record out.
+    assert [path for path in holding(workspace.root) if not path.startswith("tests/")] == []
     audit = workspace.axon("audit")
     assert audit.returncode == 0, audit.stdout[-3000:]
