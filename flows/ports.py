@@ -33,11 +33,15 @@ def free_port(preferred: int) -> int:
 
 
 def _claim(port: int) -> bool:
-    """Whether `port` is this process's until it ends."""
+    """Whether `port` is this process's until it ends; where nothing can be locked, nobody is asked."""
     if port in _claims:
         return True
     path = Path(tempfile.gettempdir()) / f"axon-{os.getuid()}-port-{port}.lock"
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        # Others may write to the folder of temporary files: a link that they left there is not followed.
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

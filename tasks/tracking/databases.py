@@ -33,11 +33,16 @@ def provide(engine: str, database: Path) -> None:
     empty = _empty(engine)
     if not empty.is_file() or database.exists():
         return
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # as Prefect makes its own folder
     copy = database.with_name(f".{database.name}.{os.getpid()}.empty")
-    write_bytes(copy, empty.read_bytes())
-    with suppress(FileExistsError):  # another process was quicker, and may have written into its own already
-        os.link(copy, database)
-    copy.unlink()
+    try:
+        write_bytes(copy, empty.read_bytes())
+        # A link fails where another process was quicker, which may have written into its own already. It fails too
+        # where files cannot have two names; the engine then makes its database itself.
+        with suppress(OSError):
+            os.link(copy, database)
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _make(engine: str, command: list[str], settings: Mapping[str, str], made: Path) -> None:
@@ -63,7 +68,7 @@ def main() -> None:
         for engine, command in (("prefect", _PREFECT), ("mlflow", _MLFLOW)):
             try:
                 _make(engine, command, settings, folder / f"{engine}.db")
-            except (subprocess.CalledProcessError, sqlite3.Error) as error:
+            except (subprocess.CalledProcessError, sqlite3.Error, OSError) as error:
                 said = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()[-1:]
                 print(f"no empty database of {engine}: {error} {' '.join(said)}", file=sys.stderr)
 

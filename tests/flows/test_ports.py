@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -45,3 +46,12 @@ def test_a_port_that_somebody_listens_on_is_not_given():
 def test_the_same_process_may_ask_again():
     wanted = unused()
     assert ports.free_port(wanted) == ports.free_port(wanted) == wanted
+
+
+def test_a_link_where_the_lock_should_be_is_not_followed(tmp_path, monkeypatch):
+    wanted = unused()
+    monkeypatch.setattr(ports.tempfile, "gettempdir", lambda: str(tmp_path))
+    target = tmp_path / "elsewhere"
+    (tmp_path / f"axon-{os.getuid()}-port-{wanted}.lock").symlink_to(target)
+    assert ports.free_port(wanted) == wanted
+    assert not target.exists()

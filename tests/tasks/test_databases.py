@@ -39,6 +39,22 @@ def test_an_installed_database_is_used_by_the_first_run(engine, tmp_path, instal
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["x.db"]
 
 
+def test_the_folder_of_a_database_is_its_owners_alone(tmp_path, installed):
+    (installed / databases._empty("prefect").name).write_bytes(b"empty tables")
+    databases.provide("prefect", tmp_path / "prefect" / "prefect.db")
+    assert (tmp_path / "prefect").stat().st_mode & 0o777 == 0o700
+
+
+def test_where_files_cannot_have_two_names_the_engine_makes_its_own(tmp_path, installed, monkeypatch):
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(databases.os, "link", refuse)
+    (installed / databases._empty("mlflow").name).write_bytes(b"empty tables")
+    databases.provide("mlflow", tmp_path / "state" / "x.db")
+    assert list((tmp_path / "state").iterdir()) == []
+
+
 def test_a_database_in_use_is_left_alone(tmp_path, installed):
     (installed / databases._empty("mlflow").name).write_bytes(b"empty")
     (tmp_path / "x.db").write_bytes(b"years of runs")
