@@ -103,8 +103,11 @@ class StageWorkers:
         self._actor.warm.remote()
 
     def _start_pool(self) -> None:
-        """Not with the actor: on few cores their imports would hold up those of the stage, and the step has its
-        inputs to read before it needs them."""
+        """Create the processes that the step fans out to, if it does.
+
+        Later than the actor: on few cores their imports would hold up those of the stage, and the step first reads its
+        inputs.
+        """
         if self.step in POOLS:
             pool_class: Any = _ray().remote(num_cpus=1)(worker.PoolWorker)
             for _ in range(self.params.runtime.sampling_workers):
