@@ -28,7 +28,10 @@ class FanOut(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """`report(step, n_steps, values)` feeds progress and tracking and never changes a result."""
+    """`report(step, n_steps, values)` feeds progress and tracking and never changes a result.
+
+    A step that trains runs in each of `n_workers` processes, of which this is number `rank`; the first one writes.
+    """
 
     params: Parameters
     root: Path
@@ -36,3 +39,5 @@ class StepContext:
     checkpoint_every_s: float
     report: Callable[[int, int, Mapping[str, float]], None]
     fan_out: FanOut
+    rank: int = 0
+    n_workers: int = 1

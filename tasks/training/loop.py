@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +20,7 @@ from tasks.training.checkpoint import Checkpoints
 from tasks.training.curves import Curve
 from tasks.training.device import autocast
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
+from tasks.training.parallel import Objective, World, spread
 from tasks.training.state import (
     generator_tensors,
     load_generator_tensors,
@@ -110,8 +112,10 @@ def fit(
     Raises `UserError` (exit code 1) when the loss or the gradient is not finite.
     """
     device = next(model.parameters()).device
+    world = World(context.rank, context.n_workers)
+    objective = spread(Objective(model, loss), world)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
-    checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s)
+    checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s, world=world)
     first, tokens, curve = 0, 0, Curve()
     saved = checkpoints.load(device)
     if saved is not None:
@@ -141,7 +145,7 @@ def fit(
             floor=recipe.min_learning_rate,
         )
         set_learning_rate(optimizer, learning_rate)
-        step_loss, grad_norm = _update(model, optimizer, rows, loss, recipe, device, step)
+        step_loss, grad_norm = _update(objective, optimizer, rows, recipe, device, step, world)
         tokens += rows.n_tokens
         values = {
             "tokens": tokens,
@@ -155,25 +159,31 @@ def fit(
 
 
 def _update(
-    model: Model,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     rows: Batch,
-    loss: BatchLoss[Model],
     recipe: Recipe,
     device: torch.device,
     step: int,
+    world: World,
 ) -> tuple[float, float]:
     """One optimiser step over all micro-batches of `rows`; returns its mean loss and the gradient's norm."""
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for part in rows.split(recipe.accumulation):
-        with autocast(device, recipe.precision):
-            # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
-            # weigh as much as one with many, and accumulation would change the result.
-            part_loss = loss(model, part) / rows.n_targets
-        part_loss.backward()
-        total += part_loss.item()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm).item()
+    own = 0.0
+    parts = world.part(rows, recipe.accumulation)
+    for i, (part, weight) in enumerate(parts):
+        is_last = i == len(parts) - 1
+        # Gradients are exchanged once a step.
+        with nullcontext() if is_last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
+            with autocast(device, recipe.precision):
+                # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
+                # weigh as much as one with many, and accumulation would change the result.
+                part_loss = objective(part) * (weight / rows.n_targets)
+            # Torch averages over workers; a step is a sum.
+            (part_loss * world.size).backward()
+        own += part_loss.item()
+    (total,) = world.total([own])
+    grad_norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_norm).item()
     check_finite(recipe.stage, step, {"loss": total, "gradient norm": grad_norm})
     optimizer.step()
     return total, grad_norm

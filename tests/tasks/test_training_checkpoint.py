@@ -31,7 +31,7 @@ def test_nothing_saved_is_none(tmp_path):
     assert Checkpoints(tmp_path / "absent", every_s=0).load(CPU) is None
 
 
-@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors-00001-of-00001.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, caplog, file, damage):
     checkpoints = _save(tmp_path, 2)

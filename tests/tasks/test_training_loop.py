@@ -114,6 +114,6 @@ def test_a_damaged_last_checkpoint_costs_a_step_not_the_result(tmp_path):
     with pytest.raises(Killed):
         _fit(tmp_path / "cut", report=kill)
     last = max((tmp_path / "cut" / ".axon" / "checkpoints" / "test").glob("checkpoint-*"))
-    (last / "tensors.safetensors").write_bytes(b"damaged")
+    (last / "tensors-00001-of-00001.safetensors").write_bytes(b"damaged")
     resumed, _ = _fit(tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
