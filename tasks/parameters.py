@@ -179,6 +179,7 @@ class Parameters(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["cpu", "cuda"]
     threads: Count
+    workers: Count
     precision: Literal["bfloat16", "float32"]
     data: Data
     tokenizer: Tokenizer

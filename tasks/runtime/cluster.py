@@ -15,7 +15,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.parameters import Parameters
-from tasks.runtime import worker
+from tasks.runtime import training_group, worker
 from tasks.runtime.checkout import Checkout
 
 ADDRESS = "AXON_RAY_ADDRESS"
@@ -26,6 +26,8 @@ POOLS: dict[str, tuple[str, ...]] = {
     "preferences": ("torch",),
     "evaluate": ("torch",),
 }
+# Stages that train with `workers` processes, each on its part of every batch.
+GROUPS = ("pretrain", "sft", "sft_continued", "reward_model", "dpo")
 
 
 def _ray() -> Any:
@@ -39,7 +41,7 @@ def _ray() -> Any:
 
 
 def n_cpus_needed(params: Parameters) -> int:
-    return max(os.cpu_count() or 1, params.threads, params.runtime.sampling_workers)
+    return max(os.cpu_count() or 1, params.threads * params.workers, params.runtime.sampling_workers)
 
 
 def start(params: Parameters) -> str:
@@ -88,8 +90,15 @@ class StageWorkers:
     _actor: Any = None
     _pool: list[Any] = field(default_factory=list)
 
+    @property
+    def is_group(self) -> bool:
+        """Whether the step trains in several processes."""
+        return self.params.workers > 1 and self.step in GROUPS
+
     def start(self) -> None:
         """Create the actor and let it import; returns at once."""
+        if self.is_group:
+            return
         ray = _ray()
         n_cpus = 0 if self.step in POOLS else self.params.threads
         n_gpus = 1 if self.params.device == "cuda" and self.step not in POOLS else 0
@@ -116,6 +125,8 @@ class StageWorkers:
     def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`."""
         ray = _ray()
+        if self.is_group:
+            return self._run_group(checkpoints, on_event)
         self._start_pool()
         result = self._actor.run.remote(self.params, checkpoints, self._pool)
         try:
@@ -132,6 +143,24 @@ class StageWorkers:
                 raise WorkerLost(str(cause).splitlines()[0]) from None
             raise cause if isinstance(cause, Exception) else error from error
         except ray.exceptions.RayActorError as error:
+            raise WorkerLost(str(error).splitlines()[0]) from None
+
+    def _run_group(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        import ray.train
+
+        try:
+            return training_group.run(
+                str(self.checkout.root),
+                self.step,
+                self.params,
+                checkpoints,
+                storage=str(self.checkout.state / "ray-train"),
+                on_event=on_event,
+            )
+        except ray.train.WorkerGroupError as error:
+            causes = list(error.worker_failures.values())
+            if causes and isinstance(causes[0], UserError):
+                raise causes[0] from None
             raise WorkerLost(str(error).splitlines()[0]) from None
 
     def stop(self) -> None:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from tasks.parameters import Parameters
 
 STEP_MODULES = "tasks.steps"
+Report = Callable[[int, int, Mapping[str, float]], None]
 
 
 # Steps hold many objects for long and make few cycles: without collections reading docstrings takes a quarter less.
 _COLLECT_AFTER = (100_000, 50, 50)
 
 
-def _enter(root: str) -> None:
+def enter(root: str) -> None:
     """Work in the checkout and import from it; Ray starts workers elsewhere."""
     gc.set_threshold(*_COLLECT_AFTER)
     os.chdir(root)
@@ -43,8 +44,8 @@ class PoolWorker:
     """One process with one thread that applies named functions to JSON items."""
 
     def __init__(self, root: str, imports: Sequence[str]) -> None:
-        _enter(root)
-        _note_files(root)
+        enter(root)
+        note_files(root)
         for module in imports:
             importlib.import_module(module)
         if "torch" in sys.modules:
@@ -62,7 +63,7 @@ class PoolWorker:
 _opened: set[str] = set()
 
 
-def _note_files(root: str) -> None:
+def note_files(root: str) -> None:
     """Note which files of the checkout Python opens from here on, for the test of `deps`."""
     prefix = root.rstrip("/") + "/"
 
@@ -83,8 +84,8 @@ class StepWorker:
     """The process that executes one step. `run` works in one thread; `events` answers in another."""
 
     def __init__(self, root: str, step: str) -> None:
-        _enter(root)
-        _note_files(root)
+        enter(root)
+        note_files(root)
         self._root = Path(root)
         self._step = step
         self._events: list[dict[str, Any]] = []
@@ -107,34 +108,51 @@ class StepWorker:
 
     def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
         """Execute the step; returns the seconds of work and the files that it used."""
-        from tasks.steps.context import StepContext
+        return execute(str(self._root), self._step, params, checkpoints, report=self._report, pool=pool)
 
-        module = importlib.import_module(f"{STEP_MODULES}.{self._step}")
-        folder = Path(checkpoints)
-        folder.mkdir(parents=True, exist_ok=True)
-        context = StepContext(
-            params=params,
-            root=self._root,
-            checkpoints=folder,
-            checkpoint_every_s=params.runtime.checkpoint_every_s,
-            report=self._report,
-            fan_out=PoolFanOut(pool, folder, self._report),
-        )
-        started = time.monotonic()
-        module.run(context)
-        work_s = time.monotonic() - started
-        files = set(used())
-        if pool:
-            import ray
 
-            files.update(*ray.get([member.used.remote() for member in pool]))
-        return {"work_s": work_s, "used": sorted(files)}
+def execute(
+    root: str,
+    step: str,
+    params: Parameters,
+    checkpoints: str,
+    *,
+    report: Report,
+    pool: Sequence[Any] = (),
+    rank: int = 0,
+    size: int = 1,
+) -> dict[str, Any]:
+    """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used."""
+    from tasks.steps.context import StepContext
+
+    module = importlib.import_module(f"{STEP_MODULES}.{step}")
+    folder = Path(checkpoints)
+    folder.mkdir(parents=True, exist_ok=True)
+    context = StepContext(
+        params=params,
+        root=Path(root),
+        checkpoints=folder,
+        checkpoint_every_s=params.runtime.checkpoint_every_s,
+        report=report,
+        fan_out=PoolFanOut(list(pool), folder, report),
+        rank=rank,
+        n_workers=size,
+    )
+    started = time.monotonic()
+    module.run(context)
+    work_s = time.monotonic() - started
+    files = set(used())
+    if pool:
+        import ray
+
+        files.update(*ray.get([member.used.remote() for member in pool]))
+    return {"work_s": work_s, "used": sorted(files)}
 
 
 class PoolFanOut:
     """Hand items to whichever worker is free; keep each result as soon as it is there; see `FanOut`."""
 
-    def __init__(self, pool: list[Any], folder: Path, report: Callable[[int, int, Mapping[str, float]], None]) -> None:
+    def __init__(self, pool: list[Any], folder: Path, report: Report) -> None:
         self._pool = pool
         self._folder = folder
         self._report = report

@@ -1,0 +1,125 @@
+"""Several workers of one training stage under Ray Train: each executes the step, and the first reports and writes.
+
+Ray Train places the workers, joins them in a torch process group, and starts all of them anew when one is lost; the
+step then goes on from its own last checkpoint. One worker alone is a plain actor (`cluster.py`): it starts faster.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tasks.parameters import Parameters
+from tasks.runtime import worker
+
+_MAX_LOST = 3  # a worker that is lost more often has a reason that starting again does not mend
+
+
+class Mailbox:
+    """Where the first worker leaves what the stage wants to know."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._result: dict[str, Any] | None = None
+
+    def report(self, events: list[dict[str, Any]]) -> None:
+        self._events += events
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._events = self._events, []
+        return taken
+
+    def result(self) -> dict[str, Any] | None:
+        return self._result
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker."""
+    import ray
+    import ray.train
+
+    worker.enter(config["root"])
+    worker.note_files(config["root"])
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    mailbox = config["mailbox"]
+    pending: list[dict[str, Any]] = []
+    sent_at = time.monotonic()
+
+    def report(step: int, n_steps: int, values: Any) -> None:
+        nonlocal sent_at
+        if rank:
+            return
+        pending.append({"step": step, "n_steps": n_steps, "time": time.time(), "values": dict(values)})
+        if time.monotonic() - sent_at > 0.5 or step == n_steps:
+            mailbox.report.remote(pending[:])
+            pending.clear()
+            sent_at = time.monotonic()
+
+    result = worker.execute(
+        config["root"], config["step"], config["params"], config["checkpoints"], report=report, rank=rank, size=size
+    )
+    if not rank:
+        ray.get(mailbox.report.remote(pending))
+        ray.get(mailbox.finish.remote(result))
+
+
+def run(
+    root: str,
+    step: str,
+    params: Parameters,
+    checkpoints: str,
+    *,
+    storage: str,
+    on_event: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Execute `step` in `params.workers` processes; returns the first one's result.
+
+    Raises what the step raised, or `ray.train.WorkerGroupError` when workers were lost too often.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    uses_gpu = params.device == "cuda"
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={
+            "root": root,
+            "step": step,
+            "params": params,
+            "checkpoints": checkpoints,
+            "mailbox": mailbox,
+        },
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=params.workers, use_gpu=uses_gpu, resources_per_worker={"CPU": params.threads}
+        ),
+        run_config=RunConfig(name=step, storage_path=storage, failure_config=FailureConfig(max_failures=_MAX_LOST)),
+    )
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 raised again below, in the caller's thread
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+        for event in ray.get(mailbox.take.remote()):
+            on_event(event)
+    if failed:
+        raise failed[0]
+    result: dict[str, Any] = ray.get(mailbox.result.remote())
+    return result
