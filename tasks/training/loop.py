@@ -145,7 +145,7 @@ def fit(
             floor=recipe.min_learning_rate,
         )
         set_learning_rate(optimizer, learning_rate)
-        step_loss, grad_norm = _update(objective, optimizer, rows, recipe, device, step, world)
+        step_loss, grad_norm = update(objective, optimizer, rows, recipe, device, step, world)
         tokens += rows.n_tokens
         values = {
             "tokens": tokens,
@@ -158,7 +158,7 @@ def fit(
     return Fitted(curve=curve, tokens=tokens)
 
 
-def _update(
+def update(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     rows: Batch,

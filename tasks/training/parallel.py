@@ -47,11 +47,11 @@ class World:
         return [bytes(t.tolist()) for t in every]
 
     def part(self, rows: Batch, accumulation: int) -> list[tuple[dict[str, Tensor], float]]:
-        """This worker's micro-batches of `rows`, each with its weight.
+        """This worker's micro-batches of `rows`, each with its weight; `accumulation` of them over all workers.
 
         A worker for which no row is left gets the first one with weight 0: it still has to take part in the sum.
         """
-        parts = rows.split(accumulation * self.size)
+        parts = rows.split(-(-accumulation // self.size) * self.size)
         first, last = (round(i * len(parts) / self.size) for i in (self.rank, self.rank + 1))
         own = [(part, 1.0) for part in parts[first:last]]
         return own or [({name: tensor[:1] for name, tensor in rows.tensors.items()}, 0.0)]

@@ -58,9 +58,7 @@ def test_weights_are_those_of_a_weighted_mean():
 
 
 def promotions(gain: float, n_trials: int) -> int:
-    return sum(
-        decide(answers(np.random.default_rng(1000 + trial), gain), RULES).promotes for trial in range(n_trials)
-    )
+    return sum(decide(answers(np.random.default_rng(1000 + trial), gain), RULES).promotes for trial in range(n_trials))
 
 
 def test_a_worse_challenger_is_never_promoted():

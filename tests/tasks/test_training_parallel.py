@@ -1,4 +1,4 @@
-"""Several workers train as one does: same curve, same weights, and a checkpoint that any number of them goes on from."""
+"""Several workers train as one does: same curve, same weights, and checkpoints that any number of them goes on from."""
 
 from __future__ import annotations
 
