@@ -1,4 +1,4 @@
-"""The command line: `axon run | chat | generate | ui | report | audit | keys | forget | clean | doctor`."""
+"""The command line: `axon run`, `chat`, `audit`, `promote` and the others; each asks a module of `flows`."""
 
 from __future__ import annotations
 
@@ -164,6 +164,37 @@ def forget(
         keep_sources=keep_sources,
     )
     forgetting.forget(_checkout(), request, yes=yes)
+
+
+@app.command()
+def promote(
+    version: Annotated[str | None, typer.Argument(help="Default: the challenger.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Past the gate; needs --reason.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why, for everyone to read.")] = None,
+) -> None:
+    """Hold the challenger against the champion on held-out items, and promote it if it is better."""
+    from flows import promotion
+
+    raise typer.Exit(0 if promotion.promote(_checkout(), version, force=force, reason=reason) else 1)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for everyone to read.")],
+    to: Annotated[str | None, typer.Option(metavar="VERSION", help="Default: the champion before this one.")] = None,
+) -> None:
+    """Give the champion's place back to an earlier version."""
+    from flows import promotion
+
+    promotion.rollback(_checkout(), to, reason=reason)
+
+
+@app.command()
+def history(form: Annotated[str, typer.Option("--format", help="text or json")] = "text") -> None:
+    """Show every promotion, refusal and rollback, with its reasons."""
+    from flows import promotion
+
+    promotion.history(_checkout(), form=form)
 
 
 @app.command()

@@ -170,6 +170,28 @@ class Evaluate(Section):
     n_bootstrap: Annotated[int, Field(ge=100)]
 
 
+class GateLimits(Section):
+    """How much worse, on average and in its own unit, each guarded figure of a challenger may be."""
+
+    bits_per_byte: NonNegative
+    exact_match: NonNegative
+    kl_to_sft: NonNegative
+    length: NonNegative
+
+
+class Gate(Section):
+    metric: Literal["score", "exact_match", "win_rate", "bits_per_byte"]
+    margin: NonNegative
+    level: Annotated[float, Field(ge=0.5, lt=1)]
+    n_maths: Whole
+    n_docs: Whole
+    n_texts: Whole
+    n_seeds: Count
+    temperature: Positive
+    n_resamples: Annotated[int, Field(ge=100)]
+    limits: GateLimits
+
+
 class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
@@ -192,6 +214,7 @@ class Parameters(Section):
     ppo: Ppo
     dpo: Dpo
     evaluate: Evaluate
+    gate: Gate
     runtime: Runtime
 
 
@@ -242,6 +265,10 @@ def _rules(p: Parameters) -> list[str]:
         )
     if p.evaluate.n_maths + p.evaluate.n_docs == 0:
         wrong.append("evaluate.n_maths and evaluate.n_docs are both 0; at least one must be positive")
+    if p.gate.n_maths + p.gate.n_docs == 0 or not p.gate.n_texts:
+        wrong.append("gate: n_texts and one of n_maths and n_docs must be positive, or there is nothing to decide on")
+    if p.gate.metric == "exact_match" and not p.gate.n_maths:
+        wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     return wrong
 
 

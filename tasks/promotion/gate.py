@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from tasks.promotion.paired import Improvement, improvement
 
 # N items, S seeds
-# Whether more is better; what is not here cannot be a metric of the gate.
-BETTER = {
+# Whether more is better; None: a change to either side is for the worse, and it can be guarded but not be the metric.
+BETTER: dict[str, bool | None] = {
     "win_rate": True,
     "exact_match": True,
     "score": True,
-    "reward": True,
     "bits_per_byte": False,
     "kl_to_sft": False,
-    "length": False,
+    "length": None,
 }
 
 
@@ -36,7 +35,7 @@ class Measured:
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """`metric` must improve by more than `margin` with all of its interval at `level`; no guarded metric may worsen by
-    more than its limit, in its own unit, on average."""
+    more than its limit, in its own unit, on average. win_rate improves by the share of items won less that lost."""
 
     metric: str
     margin: float
@@ -60,8 +59,12 @@ class Decision:
 
 
 def decide(measured: Mapping[str, Measured], rules: Rules, *, findings: Sequence[str] = ()) -> Decision:
-    """Apply the rules. `findings`: what the audit or the lineage policy has against the challenger."""
-    gains = {name: _gain(name, measured[name], rules) for name in dict.fromkeys([rules.metric, *rules.guards])}
+    """Apply the rules. `findings`: what the audit or the lineage policy has against the challenger.
+
+    A guarded metric that was not measured speaks against the challenger too.
+    """
+    wanted = dict.fromkeys([rules.metric, *rules.guards])
+    gains = {name: _gain(name, measured[name], rules) for name in wanted if name in measured}
     main = gains[rules.metric]
     reasons = []
     if not main.low > rules.margin:
@@ -70,16 +73,20 @@ def decide(measured: Mapping[str, Measured], rules: Rules, *, findings: Sequence
             f"not lie above the margin of {rules.margin:g}"
         )
     for name, limit in rules.guards.items():
-        worse = -gains[name].mean
-        if worse > limit:
-            reasons.append(f"{name} worsens by {worse:.4f}, more than its limit of {limit:g}")
+        if name not in gains:
+            reasons.append(f"{name} is guarded, but is not known of both models")
+        elif BETTER[name] is None and abs(gains[name].mean) > limit:
+            reasons.append(f"{name} changes by {gains[name].mean:+.4f}, more than its limit of {limit:g}")
+        elif BETTER[name] is not None and -gains[name].mean > limit:
+            reasons.append(f"{name} worsens by {-gains[name].mean:.4f}, more than its limit of {limit:g}")
     reasons += findings
-    return Decision(improvement=main, guards={name: gains[name] for name in rules.guards}, reasons=reasons)
+    guards = {name: gains[name] for name in rules.guards if name in gains}
+    return Decision(improvement=main, guards=guards, reasons=reasons)
 
 
 def _gain(name: str, measured: Measured, rules: Rules) -> Improvement:
-    """How much better the challenger is, positive where it is, whatever the metric's direction."""
-    signed: Any = 1.0 if BETTER[name] else -1.0
+    """How much better the challenger is, positive where it is; without a better side, how much more it has."""
+    signed: Any = -1.0 if BETTER[name] is False else 1.0
     return improvement(
         signed * measured.challenger,
         signed * measured.champion,

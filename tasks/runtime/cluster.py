@@ -25,6 +25,7 @@ POOLS: dict[str, tuple[str, ...]] = {
     "tokenizer": (),
     "preferences": ("torch",),
     "evaluate": ("torch",),
+    "gate": ("torch",),
 }
 # Stages that train with `workers` processes, each on its part of every batch.
 GROUPS = ("pretrain", "sft", "sft_continued", "reward_model", "dpo")
