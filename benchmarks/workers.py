@@ -64,7 +64,8 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
         generator = torch.Generator().manual_seed(step)
         both = torch.randint(params.tokenizer.vocab_size, (ROWS, params.pretrain.seq_len + 1), generator=generator)
         rows = Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=n_tokens, n_tokens=n_tokens)
-        losses.append(loop.update(objective, optimizer, rows, recipe, torch.device("cpu"), step, world)[0])
+        losses.append(loop.gradients(objective, optimizer, rows, recipe, torch.device("cpu"), world)[0])
+        optimizer.step()
     if not rank:
         speed = n_steps * n_tokens / (time.monotonic() - started)
         (Path(folder) / "found.json").write_text(json.dumps([speed, losses]))

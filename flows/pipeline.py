@@ -44,6 +44,7 @@ class Run:
     targets: list[str]
     not_restored: frozenset[str] = frozenset()  # stages for which an earlier result of the same inputs is not taken
     seconds: dict[str, float] = field(default_factory=dict)
+    is_interrupted: bool = False  # no stage is tried again then
 
 
 def retrying_helps(error: Any) -> bool:
@@ -98,7 +99,7 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
 
     def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
         error = state.result(raise_on_failure=False)
-        if not retrying_helps(error):
+        if run.is_interrupted or not retrying_helps(error):
             return False
         run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
         return True

@@ -6,6 +6,7 @@ The order matters for speed: the actor is started first and imports torch while 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any
 
 from flows.prefect_server import prefect_server, wait_until_ready
 from flows.progress import Progress
-from tasks.errors import UserError
+from tasks.errors import Stopped, UserError
 from tasks.parameters import load
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment, guard, stages
@@ -23,6 +24,8 @@ from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
 
+SAME_SIGNAL_S = 0.7  # a terminal and a supervisor may both pass one signal on
+EXIT_INTERRUPTED = 130  # what a shell gives for SIGINT
 EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
 
 
@@ -41,8 +44,9 @@ def main(name: str) -> None:
     except WorkerLost as error:
         print(f"\n{name}: a Ray worker was lost ({error}).", file=sys.stderr, flush=True)
         code = EXIT_WORKER_LOST
-    except KeyboardInterrupt:
-        code = 130
+    except (KeyboardInterrupt, Stopped) as error:
+        print(f"\n{name}: {error or 'interrupted'}; `axon run` goes on from there.", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 an error of ours ends in one message too, its trace in a file
         log = checkouts.find().state / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +69,7 @@ def _execute(checkout: Checkout, name: str) -> None:
         prefect_server(checkout),
         stage_workers(checkout, name, params) as workers,
     ):
+        _stop_on_signals(name, workers)
         inputs = stages.hash_inputs(checkout.root, graph, name)
         values = params.model_dump(mode="json")
         started = time.time()
@@ -95,6 +100,23 @@ def _execute(checkout: Checkout, name: str) -> None:
         record.end("FINISHED", outputs=outputs, used=result["used"], statement=statement)
     if journal.PIPELINE_ID not in os.environ:
         _deliver(checkout)
+
+
+def _stop_on_signals(name: str, workers: StageWorkers) -> None:
+    """The first SIGINT or SIGTERM asks the step to stop where it can go on; a second one leaves at once."""
+    asked_at: float | None = None
+
+    def handle(_number: int, _frame: Any) -> None:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            workers.stopping.set()
+            os.write(2, f"\n{name}: stopping behind a checkpoint; once more leaves at once\n".encode())
+        elif time.monotonic() - asked_at > SAME_SIGNAL_S:
+            os._exit(EXIT_INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
 
 
 def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake ends in."""
+"""The exceptions that mean something outside the place that raises them."""
 
 
 class UserError(Exception):
@@ -11,3 +11,7 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Stopped(Exception):
+    """The work was asked to stop, and did where it can go on later."""

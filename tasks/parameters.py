@@ -170,6 +170,12 @@ class Evaluate(Section):
     n_bootstrap: Annotated[int, Field(ge=100)]
 
 
+class Divergence(Section):
+    policy: Literal["stop", "skip", "rollback"]
+    explodes_at: Annotated[float, Field(ge=0)]
+    max_times: Whole
+
+
 class GateLimits(Section):
     """How much worse, on average and in its own unit, each guarded figure of a challenger may be."""
 
@@ -203,6 +209,7 @@ class Parameters(Section):
     threads: Count
     workers: Count
     precision: Literal["bfloat16", "float32"]
+    divergence: Divergence
     data: Data
     tokenizer: Tokenizer
     model: Model

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.errors import UserError
+from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
 from tasks.runtime import training_group, worker
 from tasks.runtime.checkout import Checkout
@@ -27,6 +29,8 @@ POOLS: dict[str, tuple[str, ...]] = {
     "evaluate": ("torch",),
     "gate": ("torch",),
 }
+# A step that is asked to stop has so long for its checkpoint; the run as a whole leaves within 10 s.
+STOP_WITHIN_S = 6.0
 # Stages that train with `workers` processes, each on its part of every batch.
 GROUPS = ("pretrain", "sft", "sft_continued", "reward_model", "dpo")
 
@@ -88,6 +92,7 @@ class StageWorkers:
     checkout: Checkout
     step: str
     params: Parameters
+    stopping: threading.Event = field(default_factory=threading.Event)
     _actor: Any = None
     _pool: list[Any] = field(default_factory=list)
 
@@ -124,20 +129,29 @@ class StageWorkers:
                 self._pool.append(pool_class.remote(str(self.checkout.root), list(POOLS[self.step])))
 
     def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`."""
+        """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`.
+
+        When `stopping` is set the step is asked to stop; one that does not in `STOP_WITHIN_S` is left.
+        """
         ray = _ray()
         if self.is_group:
             return self._run_group(checkpoints, on_event)
         self._start_pool()
         result = self._actor.run.remote(self.params, checkpoints, self._pool)
+        asked_at: float | None = None
         try:
             while True:
-                done, _ = ray.wait([result], timeout=1.0)
+                done, _ = ray.wait([result], timeout=0.5)
                 for event in ray.get(self._actor.events.remote()):
                     on_event(event)
                 if done:
                     returned: dict[str, Any] = ray.get(result)
                     return returned
+                if self.stopping.is_set() and asked_at is None:
+                    asked_at = time.monotonic()
+                    self._actor.stop.remote()
+                if asked_at is not None and time.monotonic() - asked_at > STOP_WITHIN_S:
+                    raise Stopped("stopped in the middle; what was saved before is kept")
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ray.exceptions.RayActorError):
@@ -157,11 +171,10 @@ class StageWorkers:
                 checkpoints,
                 storage=str(self.checkout.state / "ray-train"),
                 on_event=on_event,
+                stopping=self.stopping,
+                stop_within_s=STOP_WITHIN_S,
             )
         except ray.train.WorkerGroupError as error:
-            causes = list(error.worker_failures.values())
-            if causes and isinstance(causes[0], UserError):
-                raise causes[0] from None
             raise WorkerLost(str(error).splitlines()[0]) from None
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
 from tasks.runtime import worker
 
@@ -24,9 +25,20 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._result: dict[str, Any] | None = None
+        self._error: Exception | None = None
+        self._is_stopping = False
 
-    def report(self, events: list[dict[str, Any]]) -> None:
+    def report(self, events: list[dict[str, Any]]) -> bool:
+        """Returns whether the step is to stop."""
         self._events += events
+        return self._is_stopping
+
+    def stop(self) -> None:
+        self._is_stopping = True
+
+    def fail(self, error: Exception) -> None:
+        """What the step ended with, where starting the workers again would not help."""
+        self._error = self._error or error
 
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result
@@ -35,8 +47,8 @@ class Mailbox:
         taken, self._events = self._events, []
         return taken
 
-    def result(self) -> dict[str, Any] | None:
-        return self._result
+    def result(self) -> tuple[dict[str, Any] | None, Exception | None]:
+        return self._result, self._error
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -51,20 +63,39 @@ def _loop(config: dict[str, Any]) -> None:
     mailbox = config["mailbox"]
     pending: list[dict[str, Any]] = []
     sent_at = time.monotonic()
+    answer: Any = None
+    is_stopping = False
 
     def report(step: int, n_steps: int, values: Any) -> None:
-        nonlocal sent_at
+        nonlocal sent_at, answer
         if rank:
             return
         pending.append({"step": step, "n_steps": n_steps, "time": time.time(), "values": dict(values)})
         if time.monotonic() - sent_at > 0.5 or step == n_steps:
-            mailbox.report.remote(pending[:])
+            answer = mailbox.report.remote(pending[:])
             pending.clear()
             sent_at = time.monotonic()
 
-    result = worker.execute(
-        config["root"], config["step"], config["params"], config["checkpoints"], report=report, rank=rank, size=size
-    )
+    def asked_to_stop() -> bool:
+        nonlocal answer, is_stopping
+        if answer is not None and ray.wait([answer], timeout=0)[0]:
+            is_stopping, answer = ray.get(answer), None
+        return is_stopping
+
+    try:
+        result = worker.execute(
+            config["root"],
+            config["step"],
+            config["params"],
+            config["checkpoints"],
+            report=report,
+            rank=rank,
+            size=size,
+            asked_to_stop=asked_to_stop,
+        )
+    except (UserError, Stopped) as error:
+        ray.get(mailbox.fail.remote(error))
+        return
     if not rank:
         ray.get(mailbox.report.remote(pending))
         ray.get(mailbox.finish.remote(result))
@@ -78,6 +109,8 @@ def run(
     *,
     storage: str,
     on_event: Callable[[dict[str, Any]], None],
+    stopping: threading.Event,
+    stop_within_s: float,
 ) -> dict[str, Any]:
     """Execute `step` in `params.workers` processes; returns the first one's result.
 
@@ -115,11 +148,20 @@ def run(
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
+    asked_at: float | None = None
     while thread.is_alive():
-        thread.join(1.0)
+        thread.join(0.5)
+        if stopping.is_set() and asked_at is None:
+            asked_at = time.monotonic()
+            mailbox.stop.remote()
+        if asked_at is not None and time.monotonic() - asked_at > stop_within_s:
+            raise Stopped("stopped in the middle; what was saved before is kept")
         for event in ray.get(mailbox.take.remote()):
             on_event(event)
     if failed:
         raise failed[0]
-    result: dict[str, Any] = ray.get(mailbox.result.remote())
-    return result
+    result, error = ray.get(mailbox.result.remote())
+    if error is not None:
+        raise error
+    returned: dict[str, Any] = result
+    return returned

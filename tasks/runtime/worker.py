@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import Stopped
 from tasks.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -90,10 +91,15 @@ class StepWorker:
         self._step = step
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
+        self._stop = threading.Event()
 
     def warm(self) -> None:
         """Import the step ahead of its call: torch takes seconds."""
         importlib.import_module(f"{STEP_MODULES}.{self._step}")
+
+    def stop(self) -> None:
+        """Ask the step to save what it has and to raise `Stopped`."""
+        self._stop.set()
 
     def events(self) -> list[dict[str, Any]]:
         """What was reported since the last call."""
@@ -108,7 +114,15 @@ class StepWorker:
 
     def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
         """Execute the step; returns the seconds of work and the files that it used."""
-        return execute(str(self._root), self._step, params, checkpoints, report=self._report, pool=pool)
+        return execute(
+            str(self._root),
+            self._step,
+            params,
+            checkpoints,
+            report=self._report,
+            pool=pool,
+            asked_to_stop=self._stop.is_set,
+        )
 
 
 def execute(
@@ -121,6 +135,7 @@ def execute(
     pool: Sequence[Any] = (),
     rank: int = 0,
     size: int = 1,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used."""
     from tasks.steps.context import StepContext
@@ -134,9 +149,10 @@ def execute(
         checkpoints=folder,
         checkpoint_every_s=params.runtime.checkpoint_every_s,
         report=report,
-        fan_out=PoolFanOut(list(pool), folder, report),
+        fan_out=PoolFanOut(list(pool), folder, report, asked_to_stop),
         rank=rank,
         n_workers=size,
+        asked_to_stop=asked_to_stop,
     )
     started = time.monotonic()
     module.run(context)
@@ -152,7 +168,8 @@ def execute(
 class PoolFanOut:
     """Hand items to whichever worker is free; keep each result as soon as it is there; see `FanOut`."""
 
-    def __init__(self, pool: list[Any], folder: Path, report: Report) -> None:
+    def __init__(self, pool: list[Any], folder: Path, report: Report, asked_to_stop: Callable[[], bool]) -> None:
+        self._asked_to_stop = asked_to_stop
         self._pool = pool
         self._folder = folder
         self._report = report
@@ -173,7 +190,11 @@ class PoolFanOut:
             while waiting and idle:
                 index, worker = waiting.pop(), idle.pop()
                 busy[worker.apply.remote(function, json.dumps(items[index]))] = (index, worker)
-            done, _ = ray.wait(list(busy), num_returns=1)
+            done, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
+            if self._asked_to_stop():
+                raise Stopped(f"stopped behind {n_done} of {len(items)} results of {name}")
+            if not done:
+                continue
             index, worker = busy.pop(done[0])
             write_json(kept[index], json.loads(ray.get(done[0])))
             idle.append(worker)

@@ -26,11 +26,16 @@ class FanOut(Protocol):
     def __call__(self, name: str, function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]: ...
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
     """`report(step, n_steps, values)` feeds progress and tracking and never changes a result.
 
-    A step that trains runs in each of `n_workers` processes, of which this is number `rank`; the first one writes.
+    When `asked_to_stop()`, the step saves a checkpoint as soon as it can and raises `Stopped`. A step that trains runs
+    in each of `n_workers` processes, of which this is number `rank`; the first one writes.
     """
 
     params: Parameters
@@ -41,3 +46,4 @@ class StepContext:
     fan_out: FanOut
     rank: int = 0
     n_workers: int = 1
+    asked_to_stop: Callable[[], bool] = _never

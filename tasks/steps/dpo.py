@@ -59,6 +59,7 @@ def run(context: StepContext) -> None:
             "reward_margin": curve.last("validation_reward_margin"),
             "chosen_reward": curve.last("validation_chosen_reward"),
             "tokens": fitted.tokens,
+            **fitted.recorded(),
             "n_steps": recipe.n_steps,
             "n_pairs": len(train),
             "n_validation_pairs": len(held_out),

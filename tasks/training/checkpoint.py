@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tasks.errors import Stopped, UserError
 from tasks.files import flush_to_disk, read_json, write_json
 from tasks.training.parallel import World
 
@@ -43,21 +45,61 @@ class Checkpoints:
     With several workers each writes its share of the tensors, and reads all shares: their number may have changed.
     """
 
-    def __init__(self, directory: Path, *, every_s: float, world: World | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every_s: float,
+        world: World | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._directory = directory
+        self._asked_to_stop = asked_to_stop
+        self._is_stopping = False
         self._every_s = every_s
         self._world = world or World()
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """The first worker decides for all of them: their clocks differ."""
-        own = time.monotonic() - self._saved_at >= self._every_s
-        return self._world.total([float(own and self._world.is_first)]) == [1.0]
+        """Whether it is time, or the work was asked to stop. The first worker decides for all: their clocks differ."""
+        is_first, asked = self._world.is_first, self._asked_to_stop()
+        own = asked or time.monotonic() - self._saved_at >= self._every_s
+        due, stopping = self._world.total([float(own and is_first), float(asked and is_first)])
+        self._is_stopping = bool(stopping)
+        return bool(due)
 
     def save(self, number: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write checkpoint `number`, larger than any before, and remove all but the last two."""
+        """Write checkpoint `number`, larger than any before, and remove all but the last two.
+
+        Raises `Stopped` behind it where `is_due` has found that the work was asked to stop.
+        """
+        self._write(f"checkpoint-{number:08d}", tensors, state)
+        if self._world.is_first:
+            for old in self._all()[:-_N_KEPT]:
+                shutil.rmtree(old)
+        self._saved_at = time.monotonic()
+        if self._is_stopping:
+            raise Stopped(f"stopped behind checkpoint {number}")
+
+    def save_anchor(self, number: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write the state to go back to should training diverge, in place of the one before."""
+        self._write(f"anchor-{number:08d}", tensors, state)
+        if self._world.is_first:
+            for old in sorted(self._directory.glob("anchor-*"))[:-1]:
+                shutil.rmtree(old)
+
+    def load_anchor(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state of `save_anchor`; every worker finds the same one. Raises `UserError` where it is damaged."""
+        directory = sorted(self._directory.glob("anchor-*"))[-1]
+        fault = _fault(directory)
+        if fault:
+            raise UserError(f"{directory} is damaged ({fault}); delete {self._directory} and run again.", exit_code=1)
+        return _read(directory, device)
+
+    def _write(self, called: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a folder, whole or not at all; each worker its share."""
         world = self._world
-        partial = self._directory / f".checkpoint-{number:08d}.partial"
+        partial = self._directory / f".{called}.partial"
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -71,11 +113,9 @@ class Checkpoints:
             write_json(partial / _STATE, {"shards": shards, "digest": _digest_of_json(state), "state": state})
             for file in partial.iterdir():
                 flush_to_disk(file)
-            os.replace(partial, self._directory / f"checkpoint-{number:08d}")
-            for old in self._all()[:-_N_KEPT]:
-                shutil.rmtree(old)
-        world.total([0.0])  # nobody trains on before the checkpoint stands
-        self._saved_at = time.monotonic()
+            shutil.rmtree(self._directory / called, ignore_errors=True)
+            os.replace(partial, self._directory / called)
+        world.total([0.0])  # nobody trains on before the folder stands
 
     def load(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest undamaged checkpoint, or None. A damaged one is removed and logged, never used."""
@@ -83,12 +123,7 @@ class Checkpoints:
         (number,) = self._world.total([0.0 if newest is None else 1.0 + int(newest.name.rpartition("-")[2])])
         if not number:
             return None
-        directory = self._directory / f"checkpoint-{int(number) - 1:08d}"
-        content = read_json(directory / _STATE)
-        tensors: dict[str, Tensor] = {}
-        for name in content["shards"]:
-            tensors |= safetensors.torch.load_file(directory / name, device=str(device))
-        return tensors, content["state"]
+        return _read(self._directory / f"checkpoint-{int(number) - 1:08d}", device)
 
     def _newest_undamaged(self) -> Path | None:
         for directory in reversed(self._all()):
@@ -113,6 +148,14 @@ def _share(tensors: dict[str, Tensor], world: World) -> list[str]:
         if rank == world.rank:
             own.append(name)
     return own
+
+
+def _read(directory: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    content = read_json(directory / _STATE)
+    tensors: dict[str, Tensor] = {}
+    for name in content["shards"]:
+        tensors |= safetensors.torch.load_file(directory / name, device=str(device))
+    return tensors, content["state"]
 
 
 def _fault(directory: Path) -> str:

@@ -47,7 +47,9 @@ def _net():
 
 def _fit(root, *, recipe=RECIPE, report=None, every_s=0.0, batch=_batch, loss=_loss):
     net = _net()
-    context = make_context(root, checkpoint_every_s=every_s, **({"report": report} if report else {}))
+    context = make_context(
+        root, {"divergence.policy": "stop"}, checkpoint_every_s=every_s, **({"report": report} if report else {})
+    )
     fitted = fit(
         net, recipe, batch=batch, loss=loss, evaluate=lambda: {"sum": net[0].weight.sum().item()}, context=context
     )
