@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flows import lineage_commands
-from tasks.errors import UserError
+from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
 from tasks.runtime.checkout import Checkout
@@ -273,13 +273,18 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        print(f"axon: {error}. Mend that and run again; nothing half-written is left.", file=sys.stderr)
+        told = machine_fault(error) or f"{error}. Mend that and run again; nothing half-written is left."
+        print(f"axon: {told}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
-        print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
+        fault = machine_fault(error)
+        if fault:
+            print(f"axon: {fault}", file=sys.stderr)
+        else:
+            print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
+            print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import registration, services, summary
-from flows.prefect_server import prefect_server
+from flows.prefect_server import is_away, prefect_server
 from flows.stage import EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
@@ -27,6 +28,7 @@ from tasks.runtime.reproduction import Plan, StageFailed
 from tasks.runtime.stages import Stage
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
+from tasks.tracking.mlflow_store import StoreAway
 
 _RETRIES = 3
 _RETRY_DELAYS_S = [1, 5, 20]
@@ -87,7 +89,15 @@ def execute(run: Run) -> registry.Version | None:
                 indexing.bring_up_to_date(run.checkout, run.params.model_dump(mode="json"))
         statement = _record_run(run, record, began) if is_recorded else None
         record.end("FINISHED", outputs={}, statement=statement)
-        sender.deliver()
+        try:
+            sender.deliver()
+        except StoreAway as error:
+            if not run.targets:
+                raise UserError(
+                    f"every stage is done, but the model is not registered: {error}. What it was not told is kept; "
+                    "run `axon run` again when it answers.",
+                    exit_code=1,
+                ) from None
         return None if run.targets else registration.register(run.checkout, run.console, pipeline=record.id)
 
 
@@ -98,18 +108,16 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
     from prefect.logging.handlers import APILogWorker
 
     def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
-        error = state.result(raise_on_failure=False)
-        if run.is_interrupted or not retrying_helps(error):
-            return False
-        run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
-        return True
+        return _is_worth_another_try(run, state.result(raise_on_failure=False))
 
     def one(name: str) -> None:
         _reproduce(run, name, record)
 
+    names = [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]
+
     @flow(name="pipeline", flow_run_name="pipeline", persist_result=False)
     def pipeline() -> None:
-        for name in [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]:
+        for name in names:
             task(
                 name=name,
                 task_run_name=name,
@@ -122,9 +130,34 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
 
     try:
         pipeline()
+    except Exception as error:
+        if not is_away(error):
+            raise
+        run.console.print("[yellow]Prefect does not answer; going on without it[/yellow]")
+        for name in names:  # those that are done are current
+            _with_retries(run, lambda name=name: one(name))  # type: ignore[misc]
     finally:
         APILogWorker.drain_all(timeout=5)
         reproduction.write_lock_in_order(run.checkout.root, run.graph)
+
+
+def _is_worth_another_try(run: Run, error: Any) -> bool:
+    if run.is_interrupted or not retrying_helps(error):
+        return False
+    run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
+    return True
+
+
+def _with_retries(run: Run, work: Callable[[], None]) -> None:
+    """What Prefect does about a failed task, for when it is away."""
+    for delay in _RETRY_DELAYS_S:
+        try:
+            return work()
+        except StageFailed as error:
+            if not _is_worth_another_try(run, error):
+                raise
+        time.sleep(delay)
+    work()
 
 
 def _reproduce(run: Run, name: str, record: Journal) -> None:

@@ -23,6 +23,7 @@ from tasks.runtime.checkout import Checkout, remember_address
 from tasks.tracking import databases
 
 _START_LIMIT_S = 120
+_AWAY_LIMIT_S = 30  # a killed server of ours is there again by then
 _MAX_RESTARTS = 5
 SERVER_NICENESS = 10
 
@@ -37,11 +38,12 @@ def answers(url: str) -> bool:
 
 
 def _serve_in_background() -> None:
-    """In a server's process before it starts: die with the parent, and leave the cores to training.
+    """In a server's process before it starts: die with the parent, leave the cores to training, and Ctrl-C to others.
 
     A training step on two threads waits for the slower one, so a server that takes a core for a moment stalls both.
     """
     guard.bind_to_parent()
+    os.setpgrp()
     os.nice(SERVER_NICENESS)
 
 
@@ -136,6 +138,26 @@ def prefect_server(checkout: Checkout) -> Iterator[Callable[[], None]]:
     finally:
         del os.environ["PREFECT_API_URL"]
         server.stop()
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error of Prefect's client means that its server does not answer."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)
+
+
+def is_ready_soon() -> bool:
+    """Whether the server at `PREFECT_API_URL` answers within some seconds."""
+    deadline = time.monotonic() + _AWAY_LIMIT_S
+    while not answers(f"{os.environ['PREFECT_API_URL']}/health"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def wait_until_ready(checkout: Checkout, *, is_hopeless: Callable[[], bool] = lambda: False) -> None:
