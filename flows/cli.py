@@ -198,6 +198,26 @@ def history(form: Annotated[str, typer.Option("--format", help="text or json")] 
 
 
 @app.command()
+def retrain(
+    force: Annotated[bool, typer.Option("--force", help="Also where nothing is new.")] = False,
+) -> None:
+    """Pull new data; if enough is new, train, ask the gate, and promote or keep the champion."""
+    from flows import retrain as retraining
+
+    retraining.retrain(_checkout(), force=force)
+
+
+@app.command()
+def restore(
+    run: Annotated[str, typer.Argument(help="run, run~1 for the one before, or the first 8 characters of its id.")],
+) -> None:
+    """Bring back the parameters, dvc.lock and artifacts of a run."""
+    from flows import restoring
+
+    raise typer.Exit(restoring.restore(_checkout(), run))
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, processor, memory, disk and ports."""
     from flows import doctor as checks

@@ -19,6 +19,8 @@ from flows.progress import Progress
 from tasks import registry
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
+from tasks.lineage import registrations
+from tasks.lineage.statement import Statement
 from tasks.parameters import Parameters
 from tasks.promotion import decisions, gate
 from tasks.promotion.decisions import Registered
@@ -41,6 +43,27 @@ def engines(checkout: Checkout, params: Parameters) -> Iterator[None]:
         services.mlflow_sender(checkout),
     ):
         yield
+
+
+def candidates(checkout: Checkout, version: str | None) -> tuple[Registered, Registered | None]:
+    """The version asked for (default: the challenger), and the champion. Raises `UserError` for one that is unknown,
+    or that holds records which were asked to be forgotten."""
+    statements = decisions.statements_of(checkout)
+    known = decisions.registered(statements)
+    aliases = registrations.aliases(statements, NAME)
+    wanted = version or aliases.get(CHALLENGER)
+    if wanted is None:
+        raise UserError(f"{NAME} has no challenger; `axon run` registers one.", exit_code=1)
+    refuse_unfit(wanted, known, statements)
+    held = aliases.get(CHAMPION)
+    return known[wanted], known.get(held) if held else None
+
+
+def refuse_unfit(version: str, known: Mapping[str, Registered], statements: list[Statement]) -> None:
+    if version not in known:
+        raise UserError(f"{NAME} has no version {version}; registered: {', '.join(known) or 'none'}.")
+    if version in registrations.with_removed_data(statements):
+        raise UserError(f"{NAME} version {version} holds records that were asked to be forgotten: it stays out.")
 
 
 def decide(checkout: Checkout, params: Parameters, challenger: Registered, champion: Registered) -> Decision:

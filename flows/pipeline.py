@@ -22,6 +22,7 @@ from tasks import registry
 from tasks.errors import UserError
 from tasks.lineage.audit import determinism
 from tasks.parameters import Parameters
+from tasks.retraining import snapshots
 from tasks.runtime import guard, reproduction, stages
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
@@ -185,6 +186,7 @@ def _record_run(run: Run, record: Journal, started: float) -> dict[str, str]:
     written = recording.record_run(
         run.checkout, parameters=values, targets=run.targets, execution=record.id, started=started
     )
+    snapshots.keep(run.checkout, record.id)
     return written.reference
 
 

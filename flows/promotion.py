@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from tasks.parameters import load
 from tasks.promotion import decisions
 from tasks.promotion.decisions import Registered
 from tasks.promotion.gate import Decision
-from tasks.registry import CHALLENGER, CHAMPION, NAME
+from tasks.registry import CHAMPION, NAME
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 
@@ -47,7 +47,7 @@ def promote(checkout: Checkout, version: str | None, *, force: bool, reason: str
     params = load(checkout.root)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     with _alone(checkout, "axon promote"):
-        challenger, champion = candidates(checkout, version)
+        challenger, champion = gate.candidates(checkout, version)
         if champion is not None and champion.version == challenger.version:
             console.print(f"{NAME} version {challenger.version} is the champion already.")
             return True
@@ -72,27 +72,6 @@ def promote(checkout: Checkout, version: str | None, *, force: bool, reason: str
             promoted = decision.promotes
         registration.print_anchor(checkout, console)
     return promoted
-
-
-def candidates(checkout: Checkout, version: str | None) -> tuple[Registered, Registered | None]:
-    """The version asked for (default: the challenger), and the champion. Raises `UserError` for one that is unknown,
-    or that holds records which were asked to be forgotten."""
-    statements = decisions.statements_of(checkout)
-    known = decisions.registered(statements)
-    aliases = registrations.aliases(statements, NAME)
-    wanted = version or aliases.get(CHALLENGER)
-    if wanted is None:
-        raise UserError(f"{NAME} has no challenger; `axon run` registers one.", exit_code=1)
-    _refuse_unfit(wanted, known, statements)
-    held = aliases.get(CHAMPION)
-    return known[wanted], known.get(held) if held else None
-
-
-def _refuse_unfit(version: str, known: Mapping[str, Registered], statements: list[Statement]) -> None:
-    if version not in known:
-        raise UserError(f"{NAME} has no version {version}; registered: {', '.join(known) or 'none'}.")
-    if version in registrations.with_removed_data(statements):
-        raise UserError(f"{NAME} version {version} holds records that were asked to be forgotten: it stays out.")
 
 
 def show(console: Console, challenger: Registered, champion: Registered, decision: Decision) -> None:
@@ -125,7 +104,7 @@ def rollback(checkout: Checkout, to: str | None, *, reason: str) -> None:
         wanted = to or _before(statements, held)
         if wanted is None:
             raise UserError(f"{NAME} has had no other champion to go back to; name one with --to VERSION.", exit_code=1)
-        _refuse_unfit(wanted, known, statements)
+        gate.refuse_unfit(wanted, known, statements)
         if wanted == held:
             raise UserError(f"{NAME} version {wanted} is the champion already.")
         decisions.record(

@@ -198,6 +198,13 @@ class Gate(Section):
     limits: GateLimits
 
 
+class Retrain(Section):
+    min_new_records: Count
+    length_drift: Share
+    vocabulary_drift: Share
+    source_drift: Share
+
+
 class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
@@ -222,6 +229,7 @@ class Parameters(Section):
     dpo: Dpo
     evaluate: Evaluate
     gate: Gate
+    retrain: Retrain
     runtime: Runtime
 
 

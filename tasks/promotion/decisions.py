@@ -24,7 +24,7 @@ from tasks.runtime.checkout import Checkout
 from tasks.tracking import mlflow_store
 
 KIND = "decide"
-PROMOTED, KEPT, ROLLED_BACK = "promoted", "kept", "rolled back"
+PROMOTED, KEPT, ROLLED_BACK, NOT_RETRAINED = "promoted", "kept", "rolled back", "not retrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,15 @@ def record(
 ) -> Stored:
     """State a decision on `version`, then carry it out. `champion`: who held the place before.
 
-    action: "promoted" and "rolled back" give `version` the place, "kept" leaves it. Raises `UserError` where statements
-    are switched off: nobody could say later why a model was let out.
+    action: "promoted" and "rolled back" give `version` the place, "kept" and "not retrained" leave it. Raises `UserError`
+    where statements are switched off: nobody could say later why a model was let out.
     """
     if not recording.is_on():
         raise UserError(f"{recording.SWITCH}=off: a decision without a statement cannot be answered for. Unset it.")
     root, store = checkout.state.parent, StatementStore.of(checkout)
     known = registered(statements_of(checkout))
     subjects = _subjects(root, version, evaluated_on)
-    aliases = {} if action == KEPT else {CHAMPION: version}
+    aliases = {CHAMPION: version} if action in (PROMOTED, ROLLED_BACK) else {}
     facts = {
         "name": NAME, "action": action, "version": version, "champion": champion, "aliases": aliases, "reason": reason,
         **content,
