@@ -80,8 +80,8 @@ def record(
 ) -> Stored:
     """State a decision on `version`, then carry it out. `champion`: who held the place before.
 
-    action: "promoted" and "rolled back" give `version` the place, "kept" and "not retrained" leave it. Raises `UserError`
-    where statements are switched off: nobody could say later why a model was let out.
+    action: "promoted" and "rolled back" give `version` the place, "kept" and "not retrained" leave it. Raises
+    `UserError` where statements are switched off: nobody could say later why a model was let out.
     """
     if not recording.is_on():
         raise UserError(f"{recording.SWITCH}=off: a decision without a statement cannot be answered for. Unset it.")

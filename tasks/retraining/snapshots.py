@@ -1,4 +1,4 @@
-"""What brings a run back: its `dvc.lock`, `params.yaml` and `dvc.yaml` as they were; artifacts come by their digests."""
+"""What brings a run back: `dvc.lock`, `params.yaml` and `dvc.yaml` as they were; artifacts come by their digests."""
 
 from __future__ import annotations
 
