@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows import lineage_commands
+from flows import lineage_commands, release_commands
 from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
@@ -24,6 +24,7 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Show the key that signs statements, or export its public half.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(lineage_commands.app, name="lineage")
+release_commands.add_to(app)
 MODELS = "champion, challenger, or a stage: pretrain, sft, sft_continued, ppo, dpo"
 
 
@@ -164,57 +165,6 @@ def forget(
         keep_sources=keep_sources,
     )
     forgetting.forget(_checkout(), request, yes=yes)
-
-
-@app.command()
-def promote(
-    version: Annotated[str | None, typer.Argument(help="Default: the challenger.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Past the gate; needs --reason.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Why, for everyone to read.")] = None,
-) -> None:
-    """Hold the challenger against the champion on held-out items, and promote it if it is better."""
-    from flows import promotion
-
-    raise typer.Exit(0 if promotion.promote(_checkout(), version, force=force, reason=reason) else 1)
-
-
-@app.command()
-def rollback(
-    reason: Annotated[str, typer.Option(help="Why, for everyone to read.")],
-    to: Annotated[str | None, typer.Option(metavar="VERSION", help="Default: the champion before this one.")] = None,
-) -> None:
-    """Give the champion's place back to an earlier version."""
-    from flows import promotion
-
-    promotion.rollback(_checkout(), to, reason=reason)
-
-
-@app.command()
-def history(form: Annotated[str, typer.Option("--format", help="text or json")] = "text") -> None:
-    """Show every promotion, refusal and rollback, with its reasons."""
-    from flows import promotion
-
-    promotion.history(_checkout(), form=form)
-
-
-@app.command()
-def retrain(
-    force: Annotated[bool, typer.Option("--force", help="Also where nothing is new.")] = False,
-) -> None:
-    """Pull new data; if enough is new, train, ask the gate, and promote or keep the champion."""
-    from flows import retrain as retraining
-
-    retraining.retrain(_checkout(), force=force)
-
-
-@app.command()
-def restore(
-    run: Annotated[str, typer.Argument(help="run, run~1 for the one before, or the first 8 characters of its id.")],
-) -> None:
-    """Bring back the parameters, dvc.lock and artifacts of a run."""
-    from flows import restoring
-
-    raise typer.Exit(restoring.restore(_checkout(), run))
 
 
 @app.command()

@@ -51,15 +51,15 @@ def log_of(checkout: Checkout) -> Path:
     return checkout.state / "logs" / "prefect.log"
 
 
-def start(checkout: Checkout, port: int) -> subprocess.Popen[bytes]:
-    """Start a server at `port` of loopback; returns before it answers."""
+def start(checkout: Checkout, port: int, *, with_services: bool = False) -> subprocess.Popen[bytes]:
+    """Start a server at `port` of loopback, with its scheduler or without; returns before it answers."""
     log_of(checkout).parent.mkdir(parents=True, exist_ok=True)
     if not any(name.endswith("_DATABASE_CONNECTION_URL") for name in os.environ):
         databases.provide("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log_of(checkout).open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--no-services"],
+            command if with_services else [*command, "--no-services"],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -86,8 +86,9 @@ def running(checkout: Checkout) -> str | None:
 class _Watched:
     """A server, started again at its port when it dies after it has once answered."""
 
-    def __init__(self, checkout: Checkout) -> None:
+    def __init__(self, checkout: Checkout, *, with_services: bool) -> None:
         self._checkout = checkout
+        self._with_services = with_services
         self._port = free_port(PREFECT_PORT)
         self.url = f"http://127.0.0.1:{self._port}"
         self._lock = threading.Lock()
@@ -104,7 +105,7 @@ class _Watched:
             with self._lock:
                 if self._is_stopping:
                     return
-                self._process = start(self._checkout, self._port)
+                self._process = start(self._checkout, self._port, with_services=self._with_services)
                 self._started.set()
             was_up = False
             while self._process.poll() is None:
@@ -125,13 +126,24 @@ class _Watched:
             self._process.wait()
 
 
+def _of_worker(checkout: Checkout) -> str | None:
+    """The server of a worker of this checkout, if one is up: two servers would write to one database."""
+    if guard.holder_of(checkout.locks / "worker") is None:
+        return None
+    url = running(checkout)
+    return f"{url}/api" if url else None
+
+
 @contextmanager
-def prefect_server(checkout: Checkout) -> Iterator[Callable[[], None]]:
-    """`PREFECT_API_URL` as it is, or a server of this run; gives a function that waits until it is ready."""
-    if os.environ.get("PREFECT_API_URL"):
+def prefect_server(checkout: Checkout, *, with_services: bool = False) -> Iterator[Callable[[], None]]:
+    """`PREFECT_API_URL` as it is, that of this checkout's worker, or a server of this run; gives a function that waits
+    until it is ready."""
+    found = os.environ.get("PREFECT_API_URL") or (None if with_services else _of_worker(checkout))
+    if found:
+        os.environ["PREFECT_API_URL"] = found
         yield lambda: wait_until_ready(checkout)
         return
-    server = _Watched(checkout)
+    server = _Watched(checkout, with_services=with_services)
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     try:
         yield lambda: wait_until_ready(checkout, is_hopeless=lambda: server.has_given_up)
