@@ -24,7 +24,6 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Show the key that signs statements, or export its public half.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(lineage_commands.app, name="lineage")
-release_commands.add_to(app)
 MODELS = "champion, challenger, or a stage: pretrain, sft, sft_continued, ppo, dpo"
 
 
@@ -224,6 +223,9 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
     from flows import keys as commands
 
     commands.export(_checkout(), path)
+
+
+release_commands.add_to(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands that let models out and keep them fresh: promote, rollback, history, retrain, restore, schedule, worker."""
+"""The commands that let models out and keep them fresh: promote, rollback, history, retrain, restore, schedule …"""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class _Worker:
             await client.set_flow_run_state(run.id, Crashed(message="its worker was gone"), force=True)
         late = await self._due(client)
         for run in late[:-1]:
-            missed = Cancelled(message="missed while no worker ran; only the last of these is run")
+            missed: Any = Cancelled(message="missed while no worker ran; only the last of these is run")
             await client.set_flow_run_state(run.id, missed, force=True)
         if late:
             self.console.print(f"{len(late)} retraining(s) were missed; one is run now")

@@ -211,7 +211,7 @@ def gradients(
             with autocast(device, recipe.precision):
                 # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
                 # weigh as much as one with many, and accumulation would change the result.
-                part_loss = objective(part) * (weight / rows.n_targets)
+                part_loss = objective(part) * weight / rows.n_targets
             # Torch averages over workers; a step is a sum.
             (part_loss * world.size).backward()
         own += part_loss.item()
