@@ -145,10 +145,13 @@ def show(checkout: Checkout) -> None:
         console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True)
 
 
-def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> None:
-    """Keep how an occasion ended, by the id of its flow run: once, whoever tells it twice."""
+def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> bool:
+    """Keep how an occasion ended, by the id of its flow run; the first word counts. Whether this was it."""
     path = folder(checkout) / "done" / f"{flow_run}.json"
+    if path.is_file():
+        return False
     write_json(path, {"occasion": occasion, "began": began, "ended": time.time(), "outcome": outcome})
+    return True
 
 
 def noted(checkout: Checkout) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class _Worker:
             await self._apply(runner)
             await self._clear(client)
             serving = asyncio.create_task(runner.start())
+            while not runner.started and not serving.done():
+                await asyncio.sleep(0.05)  # it takes SIGTERM for itself when it starts
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
             while not stop.is_set() and not serving.done():
@@ -129,6 +132,9 @@ class _Worker:
 
         for run in await self._runs(client, "RUNNING", "PENDING", "CANCELLING"):
             await client.set_flow_run_state(run.id, Crashed(message="its worker was gone"), force=True)
+            occasion = str(run.parameters.get("occasion", "schedule"))
+            if schedule.note(self.checkout, str(run.id), occasion, time.time(), "cut short: its worker was gone"):
+                schedule.request(self.checkout, f"goes on: {occasion} was cut short")
         late = await self._due(client)
         for run in late[:-1]:
             missed: Any = Cancelled(message="missed while no worker ran; only the last of these is run")
