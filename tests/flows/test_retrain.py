@@ -1,4 +1,4 @@
-"""Retraining with the real engines: nothing new is left alone, something new is trained on, gated, and can be undone."""
+"""Retraining with the real engines: nothing new is left alone, something new is trained on and gated, and undone."""
 
 import json
 from pathlib import Path
