@@ -70,6 +70,8 @@ def start(params: Parameters) -> str:
 
 def connect(params: Parameters) -> None:
     """Connect a stage to the run's Ray, or start one for this stage alone (plain `dvc repro`)."""
+    if _ray().is_initialized():
+        return
     address = os.environ.get(ADDRESS)
     if address:
         _ray().init(address=address, log_to_driver=False, logging_level="ERROR")
