@@ -76,6 +76,12 @@ def decide(checkout: Checkout, params: Parameters, challenger: Registered, champ
         items = _items(checkout, params, directories, (challenger, champion))
         measured = _measure(checkout, params, items, directories, record)
         measured |= _divergence(challenger, champion)
+        if params.gate.metric not in measured:
+            raise UserError(
+                f"gate.metric={params.gate.metric} cannot be measured: no held-out prompt is right or wrong. Choose "
+                "score or win_rate in params.yaml.",
+                exit_code=1,
+            )
         rules = Rules(
             metric=params.gate.metric,
             margin=params.gate.margin,
@@ -142,7 +148,15 @@ def _items(
 
     statements = decisions.statements_of(checkout)
     graph = Graph(statements)
-    known = set(holders.record_ids(graph, checkout, [version.statement for version in versions]))
+    starts = [version.statement for version in versions]
+    unknown = holders.contents(graph, checkout, " and ".join(f"{NAME}@{v.version}" for v in versions), starts).unindexed
+    if unknown:
+        raise UserError(
+            f"the record index does not know {len(unknown)} execution(s) behind the two versions, so nobody can say "
+            "which records they were trained on. Restore .axon/records, or promote with --force --reason.",
+            exit_code=1,
+        )
+    known = set(holders.record_ids(graph, checkout, starts))
     tokenizers = [bytelevel.load(Path(directory)) for directory in directories.values()]
     longest = params.preferences.prompt_tokens
 
@@ -162,7 +176,7 @@ def _measure(
 ) -> dict[str, Measured]:
     """Both models on the items, by the workers of Ray; a gate that was cut short goes on where it was."""
     from tasks.promotion import measuring
-    from tasks.runtime.cluster import stage_workers
+    from tasks.runtime.cluster import WorkerLost, stage_workers
     from tasks.steps.gate import MEASURED, REQUEST
 
     positions = [read_json(Path(d) / "config.json")["max_position_embeddings"] for d in directories.values()]
@@ -188,7 +202,10 @@ def _measure(
             progress.show(event)
             record.metrics(event["step"], event["values"], event["time"])
 
-        workers.run(str(folder), on_event)
+        try:
+            workers.run(str(folder), on_event)
+        except WorkerLost as error:
+            raise UserError(f"a worker of the gate was lost ({error}); ask again: it goes on.", exit_code=1) from None
     found = measuring.measured(items, read_json(folder / MEASURED))
     shutil.rmtree(folder)  # it holds text of the items, which the list of them does not
     return found

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from flows import registration, services, summary
 from flows.prefect_server import is_away, prefect_server
-from flows.stage import EXIT_WORKER_LOST
+from flows.signals import Interruption
+from flows.stage import EXIT_INTERRUPTED, EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
 from tasks.lineage.audit import determinism
@@ -47,7 +48,10 @@ class Run:
     targets: list[str]
     not_restored: frozenset[str] = frozenset()  # stages for which an earlier result of the same inputs is not taken
     seconds: dict[str, float] = field(default_factory=dict)
-    is_interrupted: bool = False  # no stage is tried again then
+    interruption: Interruption = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.interruption = Interruption(self.checkout)
 
 
 def retrying_helps(error: Any) -> bool:
@@ -55,11 +59,15 @@ def retrying_helps(error: Any) -> bool:
     return isinstance(error, StageFailed) and (error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143))
 
 
-def execute(run: Run) -> registry.Version | None:
-    """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
+def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
+    """Start or find the engines, run the pipeline flow, and register; returns the registered version.
+
+    is_whole: whether this is a run of its own, with a statement, and not the first part of a retraining.
+    """
     from tasks.lineage import events, indexing, recording
 
     is_recorded = recording.is_on()
+    run.interruption.install()
     with ExitStack() as stack:
         if is_recorded:
             stack.enter_context(events.emitting(run.checkout))
@@ -84,11 +92,15 @@ def execute(run: Run) -> registry.Version | None:
         )
         try:
             _pipeline_flow(run, record)
+        except StageFailed as error:
+            if error.code == EXIT_INTERRUPTED or run.interruption.is_asked:
+                raise KeyboardInterrupt from None
+            raise
         finally:
             # Also of a run that failed: the next one may overwrite what shows which records were used.
             if is_recorded:
                 indexing.bring_up_to_date(run.checkout, run.params.model_dump(mode="json"))
-        statement = _record_run(run, record, began) if is_recorded else None
+        statement = _record_run(run, record, began) if is_recorded and is_whole else None
         record.end("FINISHED", outputs={}, statement=statement)
         try:
             sender.deliver()
@@ -112,6 +124,7 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
         return _is_worth_another_try(run, state.result(raise_on_failure=False))
 
     def one(name: str) -> None:
+        run.interruption.install()
         _reproduce(run, name, record)
 
     names = [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]
@@ -143,7 +156,7 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
 
 
 def _is_worth_another_try(run: Run, error: Any) -> bool:
-    if run.is_interrupted or not retrying_helps(error):
+    if run.interruption.is_asked or not retrying_helps(error):
         return False
     run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
     return True

@@ -157,9 +157,14 @@ def is_away(error: BaseException) -> bool:
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    if isinstance(error, PrefectHTTPStatusError):
-        return error.response.status_code >= 500
-    return isinstance(error, httpx.TransportError)
+    seen: BaseException | None = error
+    while seen is not None:  # it may be wrapped: "Failed to reach API"
+        if isinstance(seen, httpx.TransportError):
+            return True
+        if isinstance(seen, PrefectHTTPStatusError) and seen.response.status_code >= 500:
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def is_ready_soon() -> bool:

@@ -122,13 +122,21 @@ def rollback(checkout: Checkout, to: str | None, *, reason: str) -> None:
 
 
 def _before(statements: list[Statement], held: str | None) -> str | None:
-    """The newest champion other than `held` that still may be one."""
+    """Who was champion before the one that is, and still may be: a version that was rolled back from is not."""
     removed = registrations.with_removed_data(statements)
-    for decided in reversed(decisions.history(statements)):
-        before = decided.parameters.get("champion")
-        if decided.parameters["aliases"] and before and before != held and before not in removed:
-            return str(before)
-    return None
+    stack: list[str] = []
+    for decided in decisions.history(statements):
+        facts = decided.parameters
+        if not facts["aliases"]:
+            continue
+        version, before = str(facts["version"]), facts.get("champion")
+        if facts["action"] == decisions.ROLLED_BACK and version in stack:
+            stack = stack[: stack.index(version) + 1]
+            continue
+        if not stack and before:
+            stack.append(str(before))
+        stack.append(version)
+    return next((v for v in reversed(stack) if v != held and v not in removed), None)
 
 
 def history(checkout: Checkout, *, form: str) -> None:

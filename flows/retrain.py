@@ -9,27 +9,23 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flows import gate, pipeline, registration
 from tasks.errors import UserError
-from tasks.files import write_bytes
 from tasks.lineage import registrations
 from tasks.parameters import Parameters, load
 from tasks.promotion import decisions
 from tasks.registry import CHAMPION, NAME, Version
+from tasks.retraining import baseline, pulling
 from tasks.retraining import profile as profiles
-from tasks.retraining import pulling, snapshots
 from tasks.retraining.profile import Newness, Profile
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import StageFailed
 from tasks.tracking.journal import Journal
-
-MANIFEST = "data/manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +66,8 @@ def _retrain(checkout: Checkout, params: Parameters, console: Console, record: J
     started = time.time()
     for source in pulling.pull(checkout):
         console.print(f"pulled {source}")
-    before = _baseline(checkout, params)
-    lock = (checkout.root / "dvc.lock").read_bytes() if (checkout.root / "dvc.lock").is_file() else None
+    before = baseline.of(checkout, pulling.labels(checkout, params))
+    baseline.keep_lock(checkout)
     _bring(checkout, params, ["data"], console)
     now = Profile.of(checkout.root, labels=pulling.labels(checkout, params))
     found = profiles.compare(before, now) if before is not None else None
@@ -80,13 +76,12 @@ def _retrain(checkout: Checkout, params: Parameters, console: Console, record: J
         record.metrics(0, {f"new/{name}": float(value) for name, value in asdict(found).items()})
     console.print(f"training again: {'; '.join(why)}" if why else "not enough is new to train again")
     if not why:
-        outcome = _leave(checkout, params, found, started, record)
-        if lock is not None:
-            _put_back(checkout, lock)
-        return outcome
+        baseline.put_back(checkout)
+        return _leave(checkout, params, found, started, record)
     version = _bring(checkout, params, [], console)
-    now.write(_kept(checkout))
-    return _decide(checkout, params, console, version, "; ".join(why))
+    outcome = _decide(checkout, params, console, version, "; ".join(why))
+    baseline.drop_lock(checkout)
+    return outcome
 
 
 def _reasons(params: Parameters, found: Newness | None, *, force: bool) -> list[str]:
@@ -99,25 +94,12 @@ def _reasons(params: Parameters, found: Newness | None, *, force: bool) -> list[
     return profiles.reasons(found, min_new_records=limits.min_new_records, limits=drifts)
 
 
-def _kept(checkout: Checkout) -> Path:
-    return checkout.state / "retrain" / "profile.json"
-
-
-def _baseline(checkout: Checkout, params: Parameters) -> Profile | None:
-    """The profile of the data that was trained on last; None where nothing was."""
-    if _kept(checkout).is_file():
-        return Profile.read(_kept(checkout))
-    if (checkout.root / "metrics" / "evaluate.json").is_file() and (checkout.root / MANIFEST).is_file():
-        return Profile.of(checkout.root, labels=pulling.labels(checkout, params))
-    return None
-
-
 def _bring(checkout: Checkout, params: Parameters, targets: list[str], console: Console) -> Version | None:
     """Run what is stale of `targets` (all stages if there are none); the registered version then."""
     prepared = pipeline.prepare(checkout, params, targets, console)
     if prepared.plan.nothing_to_do and targets:
         return None
-    return pipeline.execute(prepared)
+    return pipeline.execute(prepared, is_whole=not targets)
 
 
 def _leave(checkout: Checkout, params: Parameters, found: Newness | None, started: float, record: Journal) -> Outcome:
@@ -147,12 +129,6 @@ def _in_words(news: Mapping[str, Any]) -> str:
         f"{name.removeprefix('n_').replace('_', ' ')} {value}"
         for name, value in news.items()
     )  # fmt: skip
-
-
-def _put_back(checkout: Checkout, lock: bytes) -> None:
-    """The data that the models here were made from, so that the workspace is again one run's."""
-    write_bytes(checkout.root / "dvc.lock", lock)
-    snapshots.check_out(checkout.root)
 
 
 def _decide(checkout: Checkout, params: Parameters, console: Console, version: Version | None, because: str) -> Outcome:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import time
-from typing import Any
 
 from rich.console import Console
 
 from flows import pipeline, registration, settings, summary
-from flows.stage import EXIT_INTERRUPTED, SAME_SIGNAL_S
 from tasks import registry
 from tasks.data import sources
 from tasks.errors import UserError
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
-
-LEAVE_WITHIN_S = 8
 
 
 def run(
@@ -44,6 +37,7 @@ def run(
         console.print(f"waiting for {holder} to end …")
 
     with guard.exclusive(checkout.locks / "run", who="axon run", waiting=waiting):
+        _settle(checkout)
         # The graph is read before parameters are written: an unknown stage changes nothing.
         if text:
             pipeline.check_targets(checkout, targets)
@@ -52,12 +46,9 @@ def run(
         if prepared.plan.nothing_to_do and (targets or registry.is_registered(checkout)):
             console.print("Nothing to do: every stage is current" + ("." if targets else ", the model is registered."))
             return
-        _pass_signals_on(prepared)
         try:
             version = pipeline.execute(prepared)
         except StageFailed as error:
-            if error.code == EXIT_INTERRUPTED or prepared.is_interrupted:
-                raise KeyboardInterrupt from None
             raise UserError(
                 f"stage {error.stage} failed (exit code {error.code}); what it said is above. Stages before it are "
                 f"done; run `axon run` again when it is mended.",
@@ -70,28 +61,12 @@ def run(
     registration.print_anchor(checkout, console)
 
 
-def _pass_signals_on(run: pipeline.Run) -> None:
-    """The first SIGTERM goes to the stage that runs, which saves a checkpoint and is killed if that takes too long;
-    without a stage, or the second time, the run ends. Ctrl-C reaches the stage from the terminal, and not this process,
-    where DVC ignores it meanwhile."""
-    asked_at: float | None = None
+def _settle(checkout: Checkout) -> None:
+    """Finish a promotion that was cut short; it is looked for without importing what that needs."""
+    if (checkout.state / "promotion" / "pending.json").is_file():
+        from tasks.promotion import decisions
 
-    def handle(number: int, _frame: Any) -> None:
-        nonlocal asked_at
-        stage = guard.holder_of(run.checkout.locks / "stage")
-        if number == signal.SIGALRM:
-            if stage is not None:
-                os.kill(stage, signal.SIGKILL)
-        elif asked_at is None and stage is not None:
-            asked_at = time.monotonic()
-            run.is_interrupted = True
-            os.kill(stage, signal.SIGTERM)
-            signal.alarm(LEAVE_WITHIN_S)
-        elif asked_at is None or time.monotonic() - asked_at > SAME_SIGNAL_S:
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, handle)
+        decisions.settle(checkout)
 
 
 def _show(console: Console, plan: Plan) -> None:

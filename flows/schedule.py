@@ -120,9 +120,9 @@ def remove(checkout: Checkout) -> None:
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 
 
-def request(checkout: Checkout, why: str) -> str:
-    """Ask for one retraining; the request waits on disk for the worker, and is served once. Returns its id."""
-    name = uuid.uuid4().hex
+def request(checkout: Checkout, why: str, *, name: str | None = None) -> str:
+    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name."""
+    name = name or uuid.uuid4().hex
     write_json(folder(checkout) / "requests" / f"{name}.json", {"why": why, "time": time.time()})
     return name
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from flows.prefect_server import is_away, is_ready_soon, prefect_server
 from flows.progress import Progress
+from flows.signals import SAME_SIGNAL_S
 from tasks.errors import Stopped, UserError, machine_fault
 from tasks.parameters import load
 from tasks.runtime import checkout as checkouts
@@ -24,7 +25,6 @@ from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
 
-SAME_SIGNAL_S = 0.7  # a terminal and a supervisor may both pass one signal on
 EXIT_INTERRUPTED = 130  # what a shell gives for SIGINT
 EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
 
@@ -45,7 +45,7 @@ def main(name: str) -> None:
         print(f"\n{name}: a Ray worker was lost ({error}).", file=sys.stderr, flush=True)
         code = EXIT_WORKER_LOST
     except (KeyboardInterrupt, Stopped) as error:
-        print(f"\n{name}: {error or 'interrupted'}; `axon run` goes on from there.", file=sys.stderr, flush=True)
+        print(f"\n{name}: {str(error) or 'interrupted'}; `axon run` goes on from there.", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 an error of ours ends in one message too, its trace in a file
         print(f"\n{name}: {machine_fault(error) or _with_trace(name, error)}", file=sys.stderr, flush=True)
@@ -73,7 +73,8 @@ def _execute(checkout: Checkout, name: str) -> None:
         prefect_server(checkout),
         stage_workers(checkout, name, params) as workers,
     ):
-        _stop_on_signals(name, workers)
+        stop_on_signals = _stopper(name, workers)
+        stop_on_signals()
         inputs = stages.hash_inputs(checkout.root, graph, name)
         values = params.model_dump(mode="json")
         started = time.time()
@@ -91,7 +92,12 @@ def _execute(checkout: Checkout, name: str) -> None:
             recording.prepare(checkout, stage, inputs)
         identity = stages.execution_digest(stage, inputs, values)
         checkpoints = checkout.checkpoints / f"{name}-{identity[:16]}"
-        work = _as_flow(checkout, name, lambda: _work(workers, str(checkpoints), name, record))
+
+        def do() -> dict[str, Any]:
+            stop_on_signals()  # Prefect has put a handler of its own in place for the time of a flow
+            return _work(workers, str(checkpoints), name, record)
+
+        work = _as_flow(checkout, name, do)
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
@@ -106,8 +112,8 @@ def _execute(checkout: Checkout, name: str) -> None:
         _deliver(checkout)
 
 
-def _stop_on_signals(name: str, workers: StageWorkers) -> None:
-    """The first SIGINT or SIGTERM asks the step to stop where it can go on; a second one leaves at once."""
+def _stopper(name: str, workers: StageWorkers) -> Callable[[], None]:
+    """What has the first SIGINT or SIGTERM ask the step to stop where it can go on; a second one leaves at once."""
     asked_at: float | None = None
 
     def handle(_number: int, _frame: Any) -> None:
@@ -119,8 +125,11 @@ def _stop_on_signals(name: str, workers: StageWorkers) -> None:
         elif time.monotonic() - asked_at > SAME_SIGNAL_S:
             os._exit(EXIT_INTERRUPTED)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    def install() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+    return install
 
 
 def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

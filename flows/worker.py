@@ -88,6 +88,7 @@ class _Worker:
     async def _apply(self, runner: Any) -> None:
         """Make the deployment what the file says."""
         from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+        from prefect.schedules import Cron
 
         from flows.scheduled import retrain
 
@@ -97,7 +98,7 @@ class _Worker:
         asked = wanted or Schedule(paused=True)
         made = await retrain.ato_deployment(
             name=DEPLOYMENT,
-            cron=asked.cron,
+            schedule=Cron(asked.cron, timezone=asked.timezone) if asked.cron else None,
             interval=timedelta(seconds=asked.every_s) if asked.every_s else None,
             paused=asked.paused,
             parameters={"limit_s": asked.limit_s},
@@ -131,10 +132,11 @@ class _Worker:
         from prefect.states import Cancelled, Crashed
 
         for run in await self._runs(client, "RUNNING", "PENDING", "CANCELLING"):
-            await client.set_flow_run_state(run.id, Crashed(message="its worker was gone"), force=True)
             occasion = str(run.parameters.get("occasion", "schedule"))
-            if schedule.note(self.checkout, str(run.id), occasion, time.time(), "cut short: its worker was gone"):
-                schedule.request(self.checkout, f"goes on: {occasion} was cut short")
+            # In this order: a worker that is killed here does it once more, and the request is the same.
+            schedule.request(self.checkout, f"goes on: {occasion} was cut short", name=f"again-{run.id}")
+            schedule.note(self.checkout, str(run.id), occasion, time.time(), "cut short: its worker was gone")
+            await client.set_flow_run_state(run.id, Crashed(message="its worker was gone"), force=True)
         late = await self._due(client)
         for run in late[:-1]:
             missed: Any = Cancelled(message="missed while no worker ran; only the last of these is run")
@@ -152,12 +154,16 @@ class _Worker:
             return  # two at once would be one too many, and the deployment would drop the second
         path, asked = waiting[0]
         # The same request twice is the same run: the key is the request's.
-        await client.create_flow_run_from_deployment(
+        run = await client.create_flow_run_from_deployment(
             self.deployment,
             parameters={"limit_s": (self.applied or Schedule()).limit_s, "occasion": asked["why"]},
             idempotency_key=path.stem,
         )
-        path.unlink()
+        # It goes when its run has begun; a run that the server cancelled, for another was quicker, is asked for anew.
+        if run.state is not None and run.state.is_cancelled():
+            schedule.request(self.checkout, asked["why"])
+        if run.state is None or not run.state.is_scheduled():
+            path.unlink()
 
     def _look_at_data(self) -> None:
         now = _sources(self.checkout.root)

@@ -134,6 +134,9 @@ def settle(checkout: Checkout) -> None:
     if not note.is_file():
         return
     wanted = read_json(note)["aliases"]
+    if not wanted:
+        note.unlink()
+        return
     stated = registrations.aliases(statements_of(checkout), NAME)
     if all(stated.get(alias) == version for alias, version in wanted.items()):
         store = mlflow_store.client(checkout)

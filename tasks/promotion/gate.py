@@ -74,7 +74,10 @@ def decide(measured: Mapping[str, Measured], rules: Rules, *, findings: Sequence
         )
     for name, limit in rules.guards.items():
         if name not in gains:
-            reasons.append(f"{name} is guarded, but is not known of both models")
+            reasons.append(
+                f"{name} is guarded, but is not known of both models (a version that was registered before figures "
+                "were recorded has none)"
+            )
         elif BETTER[name] is None and abs(gains[name].mean) > limit:
             reasons.append(f"{name} changes by {gains[name].mean:+.4f}, more than its limit of {limit:g}")
         elif BETTER[name] is not None and -gains[name].mean > limit:

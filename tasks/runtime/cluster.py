@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,16 +105,24 @@ class StageWorkers:
 
     def start(self) -> None:
         """Create the actor and let it import; returns at once."""
-        if self.is_group:
-            return
         ray = _ray()
         n_cpus = 0 if self.step in POOLS else self.params.threads
         n_gpus = 1 if self.params.device == "cuda" and self.step not in POOLS else 0
-        if n_gpus and not ray.cluster_resources().get("GPU"):
+        size = self.params.workers if self.is_group else 1
+        there = ray.cluster_resources()
+        if n_gpus * size > there.get("GPU", 0):
             raise UserError(
-                "params.yaml: device='cuda', but Ray sees no GPU here. Set device to cpu, or RAY_ADDRESS to a "
-                "cluster with GPUs; `axon doctor` shows what this machine has."
+                f"params.yaml: device='cuda' with {size} worker(s), but Ray sees {there.get('GPU', 0):g} GPU(s). Set "
+                "device to cpu, workers to fewer, or RAY_ADDRESS to a cluster with GPUs; `axon doctor` shows what this "
+                "machine has."
             )
+        if n_cpus * size > there.get("CPU", 0):
+            raise UserError(
+                f"params.yaml: workers={size} of threads={n_cpus} need {n_cpus * size} CPUs, but Ray has "
+                f"{there.get('CPU', 0):g}. Set fewer, or RAY_ADDRESS to a larger cluster."
+            )
+        if self.is_group:
+            return
         step_class: Any = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_concurrency=2)(worker.StepWorker)
         self._actor = step_class.remote(str(self.checkout.root), self.step)
         self._actor.warm.remote()
@@ -144,8 +152,9 @@ class StageWorkers:
         try:
             while True:
                 done, _ = ray.wait([result], timeout=0.5)
-                for event in ray.get(self._actor.events.remote()):
-                    on_event(event)
+                with suppress(ray.exceptions.GetTimeoutError):  # it may be in one long call
+                    for event in ray.get(self._actor.events.remote(), timeout=1.0):
+                        on_event(event)
                 if done:
                     returned: dict[str, Any] = ray.get(result)
                     return returned
@@ -176,8 +185,8 @@ class StageWorkers:
                 stopping=self.stopping,
                 stop_within_s=STOP_WITHIN_S,
             )
-        except ray.train.WorkerGroupError as error:
-            raise WorkerLost(str(error).splitlines()[0]) from None
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            raise WorkerLost(" ".join(str(error).split())[:300]) from None
 
     def stop(self) -> None:
         ray = _ray()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,10 @@ def _loop(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker."""
     import ray
     import ray.train
+    import torch.distributed as dist
 
+    if ray.get(config["mailbox"].result.remote())[1] is not None:
+        return  # started again because one has failed for good
     worker.enter(config["root"])
     worker.note_files(config["root"])
     context = ray.train.get_context()
@@ -93,12 +97,33 @@ def _loop(config: dict[str, Any]) -> None:
             size=size,
             asked_to_stop=asked_to_stop,
         )
-    except (UserError, Stopped) as error:
-        ray.get(mailbox.fail.remote(error))
+    except Exception as error:
+        if _comes_of_a_lost_worker(error):
+            raise
+        # Starting all of them again would end the same way.
+        ray.get(mailbox.fail.remote(error if isinstance(error, UserError | Stopped | OSError) else _in_words(error)))
+        dist.destroy_process_group()  # the others wait for this one
         return
     if not rank:
         ray.get(mailbox.report.remote(pending))
         ray.get(mailbox.finish.remote(result))
+
+
+def _in_words(error: Exception) -> RuntimeError:
+    """The error without what only its own process could make again from bytes."""
+    return RuntimeError("".join(traceback.format_exception(error)))
+
+
+def _comes_of_a_lost_worker(error: Exception) -> bool:
+    """Whether an exchange between workers failed: the torch process group of a lost one breaks for all."""
+    import ray
+    import torch.distributed as dist
+
+    if isinstance(error, UserError | Stopped):
+        return False
+    told = str(error).lower()
+    is_exchange = any(word in told for word in ("gloo", "nccl", "connection closed by peer", "connection reset"))
+    return isinstance(error, dist.DistError | ray.exceptions.RayError) or is_exchange
 
 
 def run(

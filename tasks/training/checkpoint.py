@@ -82,15 +82,23 @@ class Checkpoints:
             raise Stopped(f"stopped behind checkpoint {number}")
 
     def save_anchor(self, number: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write the state to go back to should training diverge, in place of the one before."""
+        """Write the state of step `number`, to go back to should training diverge behind it.
+
+        Those that a resumed run may need are kept: all behind the oldest checkpoint, and the one before that.
+        """
         self._write(f"anchor-{number:08d}", tensors, state)
         if self._world.is_first:
-            for old in sorted(self._directory.glob("anchor-*"))[:-1]:
+            checkpoints = [_number(path) for path in self._all()]
+            not_needed = [path for path in self._anchors() if checkpoints and _number(path) <= min(checkpoints)][:-1]
+            for old in not_needed:
                 shutil.rmtree(old)
 
-    def load_anchor(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state of `save_anchor`; every worker finds the same one. Raises `UserError` where it is damaged."""
-        directory = sorted(self._directory.glob("anchor-*"))[-1]
+    def load_anchor(self, step: int, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The newest state of `save_anchor` not behind `step`; every worker finds the same one.
+
+        Raises `UserError` where it is damaged.
+        """
+        directory = [path for path in self._anchors() if _number(path) <= step][-1]
         fault = _fault(directory)
         if fault:
             raise UserError(f"{directory} is damaged ({fault}); delete {self._directory} and run again.", exit_code=1)
@@ -120,7 +128,7 @@ class Checkpoints:
     def load(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest undamaged checkpoint, or None. A damaged one is removed and logged, never used."""
         newest = self._newest_undamaged() if self._world.is_first else None
-        (number,) = self._world.total([0.0 if newest is None else 1.0 + int(newest.name.rpartition("-")[2])])
+        (number,) = self._world.total([0.0 if newest is None else 1.0 + _number(newest)])
         if not number:
             return None
         return _read(self._directory / f"checkpoint-{int(number) - 1:08d}", device)
@@ -136,6 +144,13 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self._directory.glob("checkpoint-*"))
+
+    def _anchors(self) -> list[Path]:
+        return sorted(self._directory.glob("anchor-*"))
+
+
+def _number(directory: Path) -> int:
+    return int(directory.name.rpartition("-")[2])
 
 
 def _share(tensors: dict[str, Tensor], world: World) -> list[str]:

@@ -168,7 +168,7 @@ def fit(
         if fault is not None:
             back_to = step
             if watch.goes_back:
-                tensors, state = checkpoints.load_anchor(device)
+                tensors, state = checkpoints.load_anchor(step, device)
                 back_to = state["step"]
                 load_training_tensors(model, optimizer, tensors)
                 load_generator_tensors(tensors)

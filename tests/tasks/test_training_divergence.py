@@ -25,12 +25,21 @@ class Line(nn.Module):
         self.w = nn.Parameter(torch.zeros(1, 1))
 
 
-def train(tmp_path, bad: dict[int, float], *, stop_at: int | None = None, **overrides: Any) -> tuple[Line, Fitted]:
-    """Fit a line; `bad` replaces the input of these steps. Asked to stop behind step `stop_at`."""
+def train(
+    tmp_path,
+    bad: dict[int, float],
+    *,
+    stop_at: int | None = None,
+    kill_at: tuple[int, type[Exception]] | None = None,
+    **overrides: Any,
+) -> tuple[Line, Fitted]:
+    """Fit a line; `bad` replaces the input of these steps. Asked to stop behind step `stop_at`, killed in `kill_at`."""
     model, done = Line(), [0]
 
     def batch(k: int) -> Batch:
         done[0] = k
+        if kill_at is not None and k == kill_at[0]:
+            raise kill_at[1]
         x = torch.full((1, 1), bad.get(k, 1.0 + k / 10))
         return Batch(tensors={"x": x}, n_targets=1, n_tokens=1)
 
@@ -82,6 +91,22 @@ def test_stop_and_too_often_say_where_and_what_to_change(tmp_path):
     bad = dict.fromkeys((2, 5, 7), float("nan"))
     with pytest.raises(UserError, match=r"at step 8, with 2 left out before"):
         train(tmp_path / "often", bad, policy="skip", max_times=2)
+
+
+@pytest.mark.parametrize("killed_at", [7, 9, 11])
+def test_a_run_killed_without_a_checkpoint_goes_back_to_the_same_states(tmp_path, killed_at):
+    """It starts anew, beside states of later steps that the killed one has left."""
+    bad = {6: float("nan"), 9: float("inf")}
+    whole, fitted = train(tmp_path / "whole", bad, policy="rollback")
+
+    class Killed(Exception):
+        pass
+
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", bad, policy="rollback", kill_at=(killed_at, Killed))
+    resumed, again = train(tmp_path / "cut", bad, policy="rollback")
+    assert torch.equal(whole.w, resumed.w)
+    assert (fitted.left_out, fitted.curve.rows) == (again.left_out, again.curve.rows)
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
