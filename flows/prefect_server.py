@@ -86,10 +86,13 @@ def running(checkout: Checkout) -> str | None:
 class _Watched:
     """A server, started again at its port when it dies after it has once answered."""
 
+    port = PREFECT_PORT
+
     def __init__(self, checkout: Checkout, *, with_services: bool) -> None:
         self._checkout = checkout
         self._with_services = with_services
-        self._port = free_port(PREFECT_PORT)
+        # One process, one port: Prefect's client keeps the address that it began with.
+        self._port = _Watched.port = free_port(_Watched.port)
         self.url = f"http://127.0.0.1:{self._port}"
         self._lock = threading.Lock()
         self._is_stopping = False

@@ -52,13 +52,10 @@ def test_new_data_is_trained_on_gated_and_the_run_before_can_be_brought_back(tmp
     assert "not retrained" in again.stdout, "what was trained on is not new any more"
 
     back = workspace.axon("restore", "run~1")
-    runs = [p for p in (workspace.root / "lineage" / "runs").iterdir()]
     assert back.returncode == 0, back.stdout + back.stderr
-    assert len(runs) >= 2
-    restored = yaml.safe_load(workspace.lock)["stages"]
-    assert restored.keys() == yaml.safe_load(lock)["stages"].keys()
+    assert workspace.lock == lock
     assert (workspace.root / "params.yaml").read_bytes() == parameters
-    for entry in restored.values():
+    for entry in yaml.safe_load(lock)["stages"].values():
         for out in entry["outs"]:
             assert (workspace.root / out["path"]).exists()
     assert workspace.axon("audit").returncode == 0

@@ -77,10 +77,13 @@ def test_the_worker_runs_what_is_asked_for_once_and_goes_on_after_a_kill(finishe
         worker = workspace.start("worker")
         wait_until(lambda: len(outcomes(workspace)) >= n_done + 2, limit_s=180, every_s=0.5)
         assert workspace.axon("schedule", "--remove").returncode == 0
+        wait_until(lambda: not any("retrain" in command for command in workspace.left_running()), every_s=0.5)
     finally:
         stop(worker)
     assert workspace.left_running() == []
+    cut = [o for o in outcomes(workspace) if o.startswith("cut short")]
     done = [o for o in outcomes(workspace) if not o.startswith("cut short")]
     assert all(o.startswith("not retrained") for o in done), done
-    assert len(decisions(workspace)) - before == len(done), "every occasion is one decision"
+    # One that was cut short may have decided before it could say so.
+    assert len(done) <= len(decisions(workspace)) - before <= len(done) + len(cut)
     assert workspace.axon("audit").returncode == 0
