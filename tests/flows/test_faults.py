@@ -18,7 +18,7 @@ from tests.flows.conftest import FinishedRun
 from tests.flows.test_interrupts import LONG, steps_done
 from tests.flows.workspace import Workspace, wait_until
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 
 def prepared(root: Path, finished: FinishedRun, **changes: object) -> Workspace:

@@ -59,6 +59,7 @@ def stop(worker: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.slow
 def test_the_worker_runs_what_is_asked_for_once_and_goes_on_after_a_kill(finished: FinishedRun):
     workspace = finished.workspace
     before = len(decisions(workspace))

@@ -8,7 +8,7 @@ from tests.flows.conftest import FinishedRun
 from tests.flows.test_kills import first_step, kill, last_checkpoint
 from tests.flows.workspace import TINY, Workspace, wait_until
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow]
 TWO_WORKERS = TINY | {"workers": 2, "threads": 1, "pretrain.n_steps": 120}
 
 
