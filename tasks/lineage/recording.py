@@ -24,7 +24,7 @@ from tasks.runtime.stages import Stage
 
 SWITCH = "AXON_LINEAGE"
 SOURCES, CONSTRAINTS = "sources", "constraints.txt"
-_DETERMINING = ("seed", "threads", "workers", "precision", "device")
+_DETERMINING = ("seed", "threads", "precision", "device")
 
 
 def is_on() -> bool:
@@ -87,7 +87,7 @@ def record_stage(
         parameters={key: stages.value_at(values, key) for key in stage.params},
         subjects=subjects,
         outputs=made,
-        determines=determines,
+        determines={**determines, "workers": _n_workers(stage, values)},
         environment=surroundings.environment(root, determines["device"]),
         materials=[*materials, *statement.behind(producers)],
         execution=execution,
@@ -98,6 +98,11 @@ def record_stage(
     )
     with _writing(f"stage {stage.name}"):
         return store.append(stage.name, body, keys.signing_key(checkout))
+
+
+def _n_workers(stage: Stage, values: Mapping[str, Any]) -> int:
+    """How many processes trained it: one, where the stage does not depend on it."""
+    return int(stages.value_at(values, "workers")) if "workers" in stage.params else 1
 
 
 def _outputs(
