@@ -1,4 +1,4 @@
-"""The command line: `axon run | chat | generate | ui | report | audit | keys | forget | clean | doctor`."""
+"""The command line: `axon run`, `chat`, `audit`, `promote` and the others; each asks a module of `flows`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from flows import lineage_commands
-from tasks.errors import UserError
+from flows import lineage_commands, release_commands
+from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
 from tasks.runtime.checkout import Checkout
@@ -225,6 +225,9 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
     commands.export(_checkout(), path)
 
 
+release_commands.add_to(app)
+
+
 def main() -> None:
     """Run a command; a mistake ends in one message and its exit code, without a traceback unless `--debug`."""
     arguments = sys.argv[1:]
@@ -242,13 +245,18 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        print(f"axon: {error}. Mend that and run again; nothing half-written is left.", file=sys.stderr)
+        told = machine_fault(error) or f"{error}. Mend that and run again; nothing half-written is left."
+        print(f"axon: {told}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
-        print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
+        fault = machine_fault(error)
+        if fault:
+            print(f"axon: {fault}", file=sys.stderr)
+        else:
+            print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
+            print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,18 +16,21 @@ from typing import Any
 from rich.console import Console
 
 from flows import registration, services, summary
-from flows.prefect_server import prefect_server
-from flows.stage import EXIT_WORKER_LOST
+from flows.prefect_server import is_away, prefect_server
+from flows.signals import Interruption
+from flows.stage import EXIT_INTERRUPTED, EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
 from tasks.lineage.audit import determinism
 from tasks.parameters import Parameters
+from tasks.retraining import snapshots
 from tasks.runtime import guard, reproduction, stages
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
 from tasks.runtime.stages import Stage
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
+from tasks.tracking.mlflow_store import StoreAway
 
 _RETRIES = 3
 _RETRY_DELAYS_S = [1, 5, 20]
@@ -44,6 +48,10 @@ class Run:
     targets: list[str]
     not_restored: frozenset[str] = frozenset()  # stages for which an earlier result of the same inputs is not taken
     seconds: dict[str, float] = field(default_factory=dict)
+    interruption: Interruption = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.interruption = Interruption(self.checkout)
 
 
 def retrying_helps(error: Any) -> bool:
@@ -51,11 +59,15 @@ def retrying_helps(error: Any) -> bool:
     return isinstance(error, StageFailed) and (error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143))
 
 
-def execute(run: Run) -> registry.Version | None:
-    """Start or find the engines, run the pipeline flow, and register; returns the registered version."""
+def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
+    """Start or find the engines, run the pipeline flow, and register; returns the registered version.
+
+    is_whole: whether this is a run of its own, with a statement, and not the first part of a retraining.
+    """
     from tasks.lineage import events, indexing, recording
 
     is_recorded = recording.is_on()
+    run.interruption.install()
     with ExitStack() as stack:
         if is_recorded:
             stack.enter_context(events.emitting(run.checkout))
@@ -80,13 +92,25 @@ def execute(run: Run) -> registry.Version | None:
         )
         try:
             _pipeline_flow(run, record)
+        except StageFailed as error:
+            if error.code == EXIT_INTERRUPTED or run.interruption.is_asked:
+                raise KeyboardInterrupt from None
+            raise
         finally:
             # Also of a run that failed: the next one may overwrite what shows which records were used.
             if is_recorded:
                 indexing.bring_up_to_date(run.checkout, run.params.model_dump(mode="json"))
-        statement = _record_run(run, record, began) if is_recorded else None
+        statement = _record_run(run, record, began) if is_recorded and is_whole else None
         record.end("FINISHED", outputs={}, statement=statement)
-        sender.deliver()
+        try:
+            sender.deliver()
+        except StoreAway as error:
+            if not run.targets:
+                raise UserError(
+                    f"every stage is done, but the model is not registered: {error}. What it was not told is kept; "
+                    "run `axon run` again when it answers.",
+                    exit_code=1,
+                ) from None
         return None if run.targets else registration.register(run.checkout, run.console, pipeline=record.id)
 
 
@@ -97,18 +121,17 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
     from prefect.logging.handlers import APILogWorker
 
     def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
-        error = state.result(raise_on_failure=False)
-        if not retrying_helps(error):
-            return False
-        run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
-        return True
+        return _is_worth_another_try(run, state.result(raise_on_failure=False))
 
     def one(name: str) -> None:
+        run.interruption.install()
         _reproduce(run, name, record)
+
+    names = [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]
 
     @flow(name="pipeline", flow_run_name="pipeline", persist_result=False)
     def pipeline() -> None:
-        for name in [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]:
+        for name in names:
             task(
                 name=name,
                 task_run_name=name,
@@ -121,9 +144,34 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
 
     try:
         pipeline()
+    except Exception as error:
+        if not is_away(error):
+            raise
+        run.console.print("[yellow]Prefect does not answer; going on without it[/yellow]")
+        for name in names:  # those that are done are current
+            _with_retries(run, lambda name=name: one(name))  # type: ignore[misc]
     finally:
         APILogWorker.drain_all(timeout=5)
         reproduction.write_lock_in_order(run.checkout.root, run.graph)
+
+
+def _is_worth_another_try(run: Run, error: Any) -> bool:
+    if run.interruption.is_asked or not retrying_helps(error):
+        return False
+    run.console.print(f"[yellow]{error.stage}: a process was lost; going on from its last checkpoint[/yellow]")
+    return True
+
+
+def _with_retries(run: Run, work: Callable[[], None]) -> None:
+    """What Prefect does about a failed task, for when it is away."""
+    for delay in _RETRY_DELAYS_S:
+        try:
+            return work()
+        except StageFailed as error:
+            if not _is_worth_another_try(run, error):
+                raise
+        time.sleep(delay)
+    work()
 
 
 def _reproduce(run: Run, name: str, record: Journal) -> None:
@@ -151,6 +199,7 @@ def _record_run(run: Run, record: Journal, started: float) -> dict[str, str]:
     written = recording.record_run(
         run.checkout, parameters=values, targets=run.targets, execution=record.id, started=started
     )
+    snapshots.keep(run.checkout, record.id)
     return written.reference
 
 

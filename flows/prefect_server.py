@@ -23,6 +23,7 @@ from tasks.runtime.checkout import Checkout, remember_address
 from tasks.tracking import databases
 
 _START_LIMIT_S = 120
+_AWAY_LIMIT_S = 30  # a killed server of ours is there again by then
 _MAX_RESTARTS = 5
 SERVER_NICENESS = 10
 
@@ -37,11 +38,12 @@ def answers(url: str) -> bool:
 
 
 def _serve_in_background() -> None:
-    """In a server's process before it starts: die with the parent, and leave the cores to training.
+    """In a server's process before it starts: die with the parent, leave the cores to training, and Ctrl-C to others.
 
     A training step on two threads waits for the slower one, so a server that takes a core for a moment stalls both.
     """
     guard.bind_to_parent()
+    os.setpgrp()
     os.nice(SERVER_NICENESS)
 
 
@@ -49,15 +51,15 @@ def log_of(checkout: Checkout) -> Path:
     return checkout.state / "logs" / "prefect.log"
 
 
-def start(checkout: Checkout, port: int) -> subprocess.Popen[bytes]:
-    """Start a server at `port` of loopback; returns before it answers."""
+def start(checkout: Checkout, port: int, *, with_services: bool = False) -> subprocess.Popen[bytes]:
+    """Start a server at `port` of loopback, with its scheduler or without; returns before it answers."""
     log_of(checkout).parent.mkdir(parents=True, exist_ok=True)
     if not any(name.endswith("_DATABASE_CONNECTION_URL") for name in os.environ):
         databases.provide("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log_of(checkout).open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--no-services"],
+            command if with_services else [*command, "--no-services"],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -84,9 +86,13 @@ def running(checkout: Checkout) -> str | None:
 class _Watched:
     """A server, started again at its port when it dies after it has once answered."""
 
-    def __init__(self, checkout: Checkout) -> None:
+    port = PREFECT_PORT
+
+    def __init__(self, checkout: Checkout, *, with_services: bool) -> None:
         self._checkout = checkout
-        self._port = free_port(PREFECT_PORT)
+        self._with_services = with_services
+        # One process, one port: Prefect's client keeps the address that it began with.
+        self._port = _Watched.port = free_port(_Watched.port)
         self.url = f"http://127.0.0.1:{self._port}"
         self._lock = threading.Lock()
         self._is_stopping = False
@@ -102,7 +108,7 @@ class _Watched:
             with self._lock:
                 if self._is_stopping:
                     return
-                self._process = start(self._checkout, self._port)
+                self._process = start(self._checkout, self._port, with_services=self._with_services)
                 self._started.set()
             was_up = False
             while self._process.poll() is None:
@@ -123,19 +129,55 @@ class _Watched:
             self._process.wait()
 
 
+def _of_worker(checkout: Checkout) -> str | None:
+    """The server of a worker of this checkout, if one is up: two servers would write to one database."""
+    if guard.holder_of(checkout.locks / "worker") is None:
+        return None
+    url = running(checkout)
+    return f"{url}/api" if url else None
+
+
 @contextmanager
-def prefect_server(checkout: Checkout) -> Iterator[Callable[[], None]]:
-    """`PREFECT_API_URL` as it is, or a server of this run; gives a function that waits until it is ready."""
-    if os.environ.get("PREFECT_API_URL"):
+def prefect_server(checkout: Checkout, *, with_services: bool = False) -> Iterator[Callable[[], None]]:
+    """`PREFECT_API_URL` as it is, that of this checkout's worker, or a server of this run; gives a function that waits
+    until it is ready."""
+    found = os.environ.get("PREFECT_API_URL") or (None if with_services else _of_worker(checkout))
+    if found:
+        os.environ["PREFECT_API_URL"] = found
         yield lambda: wait_until_ready(checkout)
         return
-    server = _Watched(checkout)
+    server = _Watched(checkout, with_services=with_services)
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     try:
         yield lambda: wait_until_ready(checkout, is_hopeless=lambda: server.has_given_up)
     finally:
         del os.environ["PREFECT_API_URL"]
         server.stop()
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error of Prefect's client means that its server does not answer."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    seen: BaseException | None = error
+    while seen is not None:  # it may be wrapped: "Failed to reach API"
+        if isinstance(seen, httpx.TransportError):
+            return True
+        if isinstance(seen, PrefectHTTPStatusError) and seen.response.status_code >= 500:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def is_ready_soon() -> bool:
+    """Whether the server at `PREFECT_API_URL` answers within some seconds."""
+    deadline = time.monotonic() + _AWAY_LIMIT_S
+    while not answers(f"{os.environ['PREFECT_API_URL']}/health"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def wait_until_ready(checkout: Checkout, *, is_hopeless: Callable[[], bool] = lambda: False) -> None:

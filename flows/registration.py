@@ -11,8 +11,10 @@ from tasks.errors import UserError
 from tasks.runtime.checkout import Checkout
 
 
-def register(checkout: Checkout, console: Console, *, pipeline: str) -> registry.Version | None:
-    """Register the better of PPO and DPO; None with statements switched off.
+def register(
+    checkout: Checkout, console: Console, *, pipeline: str | None, model: str | None = None
+) -> registry.Version | None:
+    """Register `model` (default: the better of PPO and DPO); None with statements switched off.
 
     Raises `UserError` (exit code 1) where the model's ancestors break `policy.yaml`: then nothing is registered.
     """
@@ -21,11 +23,11 @@ def register(checkout: Checkout, console: Console, *, pipeline: str) -> registry
     if not recording.is_on():
         console.print("[yellow]not registered: AXON_LINEAGE=off, so no statement says how the model was made[/yellow]")
         return None
-    broken = policy.check_before_registration(checkout)
+    broken = policy.check_before_registration(checkout, model)
     if broken:
         listed = "\n".join(f"  - {violation}" for violation in broken)
         raise UserError(f"the model is not registered, because it breaks policy.yaml:\n{listed}", exit_code=1)
-    version = registry.register(checkout)
+    version = registry.register(checkout, model)
     if not recording.has_registration(checkout, registry.NAME, version.version, version.md5, version.aliases):
         directory = f"models/{version.model}"
         folder = bom.write(checkout, version.version, directory, name=registry.NAME).parent
@@ -40,6 +42,7 @@ def register(checkout: Checkout, console: Console, *, pipeline: str) -> registry
             md5=version.md5,
             pipeline=pipeline,
             started=time.time(),
+            figures=registry.figures(checkout, version.model),
         )
     return version
 

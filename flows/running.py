@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import Any
 
 from rich.console import Console
 
@@ -39,6 +37,7 @@ def run(
         console.print(f"waiting for {holder} to end …")
 
     with guard.exclusive(checkout.locks / "run", who="axon run", waiting=waiting):
+        _settle(checkout)
         # The graph is read before parameters are written: an unknown stage changes nothing.
         if text:
             pipeline.check_targets(checkout, targets)
@@ -47,7 +46,6 @@ def run(
         if prepared.plan.nothing_to_do and (targets or registry.is_registered(checkout)):
             console.print("Nothing to do: every stage is current" + ("." if targets else ", the model is registered."))
             return
-        signal.signal(signal.SIGTERM, _interrupt)
         try:
             version = pipeline.execute(prepared)
         except StageFailed as error:
@@ -63,8 +61,12 @@ def run(
     registration.print_anchor(checkout, console)
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+def _settle(checkout: Checkout) -> None:
+    """Finish a promotion that was cut short; it is looked for without importing what that needs."""
+    if (checkout.state / "promotion" / "pending.json").is_file():
+        from tasks.promotion import decisions
+
+        decisions.settle(checkout)
 
 
 def _show(console: Console, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from flows.prefect_server import SERVER_NICENESS
 from tasks.parameters import Parameters
 from tasks.runtime import cluster
 from tasks.runtime.checkout import Checkout
-from tasks.tracking.mlflow_store import Sender
+from tasks.tracking.mlflow_store import Sender, StoreAway
 
 
 @contextmanager
@@ -37,8 +38,8 @@ def mlflow_sender(checkout: Checkout, *, every_s: float = 10.0) -> Iterator[Send
         while not stop.wait(every_s):
             try:
                 sender.deliver()
-            except Exception as error:  # noqa: BLE001
-                # The journals keep what was not told; training must not stop for MLflow. The last delivery raises.
+            except StoreAway as error:
+                # The journals keep what was not told; training must not stop for MLflow.
                 logging.getLogger(__name__).warning("MLflow was not reached, trying again: %s", error)
 
     thread = threading.Thread(target=deliver, name="mlflow-sender", daemon=True)
@@ -48,4 +49,7 @@ def mlflow_sender(checkout: Checkout, *, every_s: float = 10.0) -> Iterator[Send
     finally:
         stop.set()
         thread.join()
-        sender.deliver()
+        try:
+            sender.deliver()
+        except StoreAway as error:
+            print(f"{error}. What it was not told is kept, and told by the next run.", file=sys.stderr)

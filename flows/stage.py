@@ -6,15 +6,17 @@ The order matters for speed: the actor is started first and imports torch while 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from flows.prefect_server import prefect_server, wait_until_ready
+from flows.prefect_server import is_away, is_ready_soon, prefect_server
 from flows.progress import Progress
-from tasks.errors import UserError
+from flows.signals import SAME_SIGNAL_S
+from tasks.errors import Stopped, UserError, machine_fault
 from tasks.parameters import load
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment, guard, stages
@@ -23,6 +25,7 @@ from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
 
+EXIT_INTERRUPTED = 130  # what a shell gives for SIGINT
 EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
 
 
@@ -41,18 +44,23 @@ def main(name: str) -> None:
     except WorkerLost as error:
         print(f"\n{name}: a Ray worker was lost ({error}).", file=sys.stderr, flush=True)
         code = EXIT_WORKER_LOST
-    except KeyboardInterrupt:
-        code = 130
+    except (KeyboardInterrupt, Stopped) as error:
+        print(f"\n{name}: {str(error) or 'interrupted'}; `axon run` goes on from there.", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 an error of ours ends in one message too, its trace in a file
-        log = checkouts.find().state / "logs" / f"{name}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        print(f"\n{name}: {type(error).__name__}: {error}\nThe trace is in {log}", file=sys.stderr, flush=True)
+        print(f"\n{name}: {machine_fault(error) or _with_trace(name, error)}", file=sys.stderr, flush=True)
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Every result is on disk and every lock is gone with the process: the engines' exit handlers only cost time.
     os._exit(code)
+
+
+def _with_trace(name: str, error: Exception) -> str:
+    log = checkouts.find().state / "logs" / f"{name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"{type(error).__name__}: {error}\nThe trace is in {log}"
 
 
 def _execute(checkout: Checkout, name: str) -> None:
@@ -65,6 +73,8 @@ def _execute(checkout: Checkout, name: str) -> None:
         prefect_server(checkout),
         stage_workers(checkout, name, params) as workers,
     ):
+        stop_on_signals = _stopper(name, workers)
+        stop_on_signals()
         inputs = stages.hash_inputs(checkout.root, graph, name)
         values = params.model_dump(mode="json")
         started = time.time()
@@ -82,7 +92,12 @@ def _execute(checkout: Checkout, name: str) -> None:
             recording.prepare(checkout, stage, inputs)
         identity = stages.execution_digest(stage, inputs, values)
         checkpoints = checkout.checkpoints / f"{name}-{identity[:16]}"
-        work = _as_flow(checkout, name, lambda: _work(workers, str(checkpoints), name, record))
+
+        def do() -> dict[str, Any]:
+            stop_on_signals()  # Prefect has put a handler of its own in place for the time of a flow
+            return _work(workers, str(checkpoints), name, record)
+
+        work = _as_flow(checkout, name, do)
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
@@ -97,6 +112,26 @@ def _execute(checkout: Checkout, name: str) -> None:
         _deliver(checkout)
 
 
+def _stopper(name: str, workers: StageWorkers) -> Callable[[], None]:
+    """What has the first SIGINT or SIGTERM ask the step to stop where it can go on; a second one leaves at once."""
+    asked_at: float | None = None
+
+    def handle(_number: int, _frame: Any) -> None:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            workers.stopping.set()
+            os.write(2, f"\n{name}: stopping behind a checkpoint; once more leaves at once\n".encode())
+        elif time.monotonic() - asked_at > SAME_SIGNAL_S:
+            os._exit(EXIT_INTERRUPTED)
+
+    def install() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+    return install
+
+
 def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """The Prefect flow `name` with the one task `work`."""
     from prefect import flow, tags, task
@@ -104,23 +139,43 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    step = task(name=f"{name}-step", persist_result=False, cache_policy=NO_CACHE)(work)
+    found: list[dict[str, Any]] = []
+
+    def noted() -> dict[str, Any]:
+        found.append(work())
+        return found[0]
+
+    step = task(name=f"{name}-step", persist_result=False, cache_policy=NO_CACHE)(noted)
 
     @flow(name=name, flow_run_name=name, persist_result=False)
     def stage() -> dict[str, Any]:
         return step()
 
     def run() -> dict[str, Any]:
-        wait_until_ready(checkout)
+        if not is_ready_soon():
+            return _without_prefect(name, work)
         # The pipeline's flow has a heartbeat; ending this one's takes up to a second (Prefect 3.8).
         no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         try:
             with no_heartbeat, tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
                 return stage()
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return found[0] if found else _without_prefect(name, work)
         finally:
             APILogWorker.drain_all(timeout=5)
 
     return run
+
+
+def _without_prefect(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Work is not lost for a server that only shows it."""
+    url = os.environ["PREFECT_API_URL"]
+    print(
+        f"{name}: Prefect does not answer at {url}; going on without it, and it will not show this stage.", flush=True
+    )
+    return work()
 
 
 def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -> dict[str, Any]:
@@ -136,9 +191,12 @@ def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -
 
 def _deliver(checkout: Checkout) -> None:
     """Outside a pipeline run there is nobody else to tell MLflow and OpenLineage."""
-    from tasks.tracking.mlflow_store import Sender
+    from tasks.tracking.mlflow_store import Sender, StoreAway
 
-    Sender(checkout).deliver()
+    try:
+        Sender(checkout).deliver()
+    except StoreAway as error:
+        print(f"{error}. What it was not told is kept, and told by the next run.", file=sys.stderr)
     from tasks.lineage import events, indexing, recording
 
     if recording.is_on():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +61,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         for file in scratch.rglob("*"):
-            _flush_to_disk(file)
+            flush_to_disk(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(scratch, path)
     finally:

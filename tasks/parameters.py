@@ -170,6 +170,41 @@ class Evaluate(Section):
     n_bootstrap: Annotated[int, Field(ge=100)]
 
 
+class Divergence(Section):
+    policy: Literal["stop", "skip", "rollback"]
+    explodes_at: Annotated[float, Field(ge=0)]
+    max_times: Whole
+
+
+class GateLimits(Section):
+    """How much worse, on average and in its own unit, each guarded figure of a challenger may be."""
+
+    bits_per_byte: NonNegative
+    exact_match: NonNegative
+    kl_to_sft: NonNegative
+    length: NonNegative
+
+
+class Gate(Section):
+    metric: Literal["score", "exact_match", "win_rate", "bits_per_byte"]
+    margin: NonNegative
+    level: Annotated[float, Field(ge=0.5, lt=1)]
+    n_maths: Whole
+    n_docs: Whole
+    n_texts: Whole
+    n_seeds: Count
+    temperature: Positive
+    n_resamples: Annotated[int, Field(ge=100)]
+    limits: GateLimits
+
+
+class Retrain(Section):
+    min_new_records: Count
+    length_drift: Share
+    vocabulary_drift: Share
+    source_drift: Share
+
+
 class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
@@ -179,7 +214,9 @@ class Parameters(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["cpu", "cuda"]
     threads: Count
+    workers: Count
     precision: Literal["bfloat16", "float32"]
+    divergence: Divergence
     data: Data
     tokenizer: Tokenizer
     model: Model
@@ -191,6 +228,8 @@ class Parameters(Section):
     ppo: Ppo
     dpo: Dpo
     evaluate: Evaluate
+    gate: Gate
+    retrain: Retrain
     runtime: Runtime
 
 
@@ -241,6 +280,10 @@ def _rules(p: Parameters) -> list[str]:
         )
     if p.evaluate.n_maths + p.evaluate.n_docs == 0:
         wrong.append("evaluate.n_maths and evaluate.n_docs are both 0; at least one must be positive")
+    if p.gate.n_maths + p.gate.n_docs == 0 or not p.gate.n_texts:
+        wrong.append("gate: n_texts and one of n_maths and n_docs must be positive, or there is nothing to decide on")
+    if p.gate.metric == "exact_match" and not p.gate.n_maths:
+        wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     return wrong
 
 

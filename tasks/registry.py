@@ -33,6 +33,16 @@ def choose(evaluation: dict[str, Any]) -> str:
     return max(_CANDIDATES, key=lambda m: (evaluation[m]["win_rate_vs_sft"], evaluation[m]["exact_match"] or 0.0))
 
 
+# What a statement keeps of a version's own evaluation, for the gate and for quality over time.
+FIGURES = ("exact_match", "win_rate_vs_sft", "bits_per_byte", "kl_to_sft", "mean_length", "reward")
+
+
+def figures(checkout: Checkout, model: str) -> dict[str, float | None]:
+    """The figures of `model` in `metrics/evaluate.json`."""
+    evaluation = read_json(checkout.root / "metrics" / "evaluate.json")[model]
+    return {name: evaluation[name] for name in FIGURES}
+
+
 def _note(checkout: Checkout) -> Path:
     return checkout.state / "registered.json"
 
@@ -52,14 +62,17 @@ def is_registered(checkout: Checkout) -> bool:
     )
 
 
-def register(checkout: Checkout) -> Version:
-    """Make the version if its digest has none yet; set `challenger`, and `champion` if there is none."""
+def register(checkout: Checkout, model: str | None = None) -> Version:
+    """Make the version if its digest has none yet; set `challenger`, and `champion` if there is none.
+
+    model: a stage with a model (default: the better of PPO and DPO).
+    """
     from mlflow.exceptions import MlflowException
 
     evaluation_path = checkout.root / "metrics" / "evaluate.json"
     if not evaluation_path.is_file():
         raise UserError("metrics/evaluate.json is missing: run `axon run` first.", exit_code=1)
-    model = choose(read_json(evaluation_path))
+    model = model or choose(read_json(evaluation_path))
     directory = checkout.root / "models" / model
     md5 = stages.digest(directory)
     store = mlflow_store.client(checkout)
@@ -88,16 +101,20 @@ def register(checkout: Checkout) -> Version:
     return Version(version=version, model=model, md5=md5, aliases=aliases, is_new=is_new)
 
 
-def download(checkout: Checkout, alias: str) -> Path:
-    """The local directory of the version with `alias`; fetched where the store is elsewhere."""
+def download(checkout: Checkout, wanted: str) -> Path:
+    """The local directory of the version with this number or alias; fetched where the store is elsewhere."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     store = mlflow_store.client(checkout)
     try:
-        version = store.get_model_version_by_alias(NAME, alias)
+        if wanted.isdigit():
+            version = store.get_model_version(NAME, wanted)
+        else:
+            version = store.get_model_version_by_alias(NAME, wanted)
     except MlflowException:
-        raise UserError(f"{NAME} has no {alias} yet; `axon run` registers one.", exit_code=1) from None
+        has_not = f"version {wanted}" if wanted.isdigit() else f"{wanted} yet"
+        raise UserError(f"{NAME} has no {has_not}; `axon run` registers one.", exit_code=1) from None
     path = Path(download_artifacts(artifact_uri=version.source, tracking_uri=checkout.tracking_uri))
     md5 = version.tags.get("axon.digest")
     if md5 and stages.digest(path) != md5:

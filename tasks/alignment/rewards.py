@@ -69,7 +69,9 @@ def demonstration_mean(model: ScalarModel, demonstrations: Sequence[list[int]]) 
 
 
 def write(context: StepContext, stage: str, model: ScalarModel, *, shift: float) -> None:
-    """Write `models/STAGE/` with `reward_shift` in its config.json."""
+    """Write `models/STAGE/` with `reward_shift` in its config.json; of several workers the first one does."""
+    if context.rank:
+        return
     with new_directory(context.root / "models" / stage) as directory:
         tokenizer_dir = context.root / "tokenizer"
         checkpoint.save(model.backbone, directory, tokenizer_dir=tokenizer_dir, scalar_head=model.head)

@@ -25,7 +25,6 @@ from tasks.runtime.stages import Stage
 SWITCH = "AXON_LINEAGE"
 SOURCES, CONSTRAINTS = "sources", "constraints.txt"
 _DETERMINING = ("seed", "threads", "precision", "device")
-_N_WORKERS = 1  # one worker trains every stage
 
 
 def is_on() -> bool:
@@ -88,7 +87,7 @@ def record_stage(
         parameters={key: stages.value_at(values, key) for key in stage.params},
         subjects=subjects,
         outputs=made,
-        determines={**determines, "workers": _N_WORKERS},
+        determines={**determines, "workers": _n_workers(stage, values)},
         environment=surroundings.environment(root, determines["device"]),
         materials=[*materials, *statement.behind(producers)],
         execution=execution,
@@ -99,6 +98,11 @@ def record_stage(
     )
     with _writing(f"stage {stage.name}"):
         return store.append(stage.name, body, keys.signing_key(checkout))
+
+
+def _n_workers(stage: Stage, values: Mapping[str, Any]) -> int:
+    """How many processes trained it: one, where the stage does not depend on it."""
+    return int(stages.value_at(values, "workers")) if "workers" in stage.params else 1
 
 
 def _outputs(
@@ -177,8 +181,10 @@ def record_registration(
     md5: str,
     pipeline: str | None,
     started: float,
+    figures: Mapping[str, float | None] | None = None,
 ) -> Stored:
-    """Write the statement of a new registered version; `model` is its directory below `models/`, `md5` its digest."""
+    """Write the statement of a new registered version; `model` is its directory below `models/`, `md5` its digest,
+    `figures` what its evaluation found."""
     root, store = checkout.root, StatementStore.of(checkout)
     directory = f"models/{model}"
     tree = _measured(root, directory, md5, f"it is not what was registered as {name} version {version}")
@@ -194,7 +200,14 @@ def record_registration(
         "register",
         subjects=subjects,
         external={
-            "parameters": {"name": name, "version": version, "aliases": list(aliases), "model": directory, "md5": md5}
+            "parameters": {
+                "name": name,
+                "version": version,
+                "aliases": list(aliases),
+                "model": directory,
+                "md5": md5,
+                **({"figures": dict(figures)} if figures else {}),
+            }
         },
         internal={},
         materials=statement.behind([producer for producer in producers if producer]),

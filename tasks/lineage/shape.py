@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILDER = "https://axon.invalid/builder/v1"
-KINDS = ("stage", "run", "register", "forget", "audit")
+KINDS = ("stage", "run", "register", "forget", "audit", "decide")
 BUILD_TYPES = {kind: f"https://axon.invalid/{kind}/v1" for kind in KINDS}
 BUILD_TYPE = BUILD_TYPES["stage"]
 

@@ -56,7 +56,7 @@ class Statement:
 
     @property
     def kind(self) -> str:
-        """stage, run, register, forget or audit."""
+        """stage, run, register, forget, audit or decide."""
         return next(kind for kind, uri in BUILD_TYPES.items() if uri == self._definition["buildType"])
 
     @property

@@ -94,6 +94,19 @@ def _take(descriptor: int, path: Path, waiting: Callable[[str], None] | None) ->
         time.sleep(0.2)
 
 
+def holder_of(path: Path) -> int | None:
+    """The process that holds the lock at `path`; None if nobody does."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError, ValueError, KeyError):
+            return int(json.loads(path.read_text())["pid"])
+    except OSError:
+        pass
+    return None
+
+
 def _holder(path: Path) -> str:
     try:
         held = json.loads(path.read_text())

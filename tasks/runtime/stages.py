@@ -32,7 +32,14 @@ class Stage:
 
 
 def _paths(entries: list[Any] | None) -> tuple[str, ...]:
-    return tuple(next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries or [])
+    return _texts([next(iter(entry)) if isinstance(entry, dict) and entry else entry for entry in entries or []])
+
+
+def _texts(entries: list[Any] | None) -> tuple[str, ...]:
+    for entry in entries or []:
+        if not isinstance(entry, str) or not entry:
+            raise ValueError(f"{entry!r} stands where a name must be")
+    return tuple(entries or [])
 
 
 def read_stages(root: Path) -> dict[str, Stage]:
@@ -44,11 +51,11 @@ def read_stages(root: Path) -> dict[str, Stage]:
         for name, entry in entries.items():
             outs = _paths(entry.get("outs")) + _paths(entry.get("metrics")) + _paths(entry.get("plots"))
             stages[name] = Stage(
-                name=name,
-                cmd=entry["cmd"],
+                name=_texts([name])[0],
+                cmd=_texts([entry["cmd"]])[0],
                 deps=_paths(entry.get("deps")),
                 outs=outs,
-                params=tuple(entry.get("params") or ()),
+                params=_texts(entry.get("params")),
             )
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"dvc.yaml in {root} cannot be read: {error}. Restore it with: git checkout dvc.yaml") from None

@@ -13,19 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import Stopped
 from tasks.files import read_json, write_json
 
 if TYPE_CHECKING:
     from tasks.parameters import Parameters
 
 STEP_MODULES = "tasks.steps"
+Report = Callable[[int, int, Mapping[str, float]], None]
 
 
 # Steps hold many objects for long and make few cycles: without collections reading docstrings takes a quarter less.
 _COLLECT_AFTER = (100_000, 50, 50)
 
 
-def _enter(root: str) -> None:
+def enter(root: str) -> None:
     """Work in the checkout and import from it; Ray starts workers elsewhere."""
     gc.set_threshold(*_COLLECT_AFTER)
     os.chdir(root)
@@ -43,8 +45,8 @@ class PoolWorker:
     """One process with one thread that applies named functions to JSON items."""
 
     def __init__(self, root: str, imports: Sequence[str]) -> None:
-        _enter(root)
-        _note_files(root)
+        enter(root)
+        note_files(root)
         for module in imports:
             importlib.import_module(module)
         if "torch" in sys.modules:
@@ -62,7 +64,7 @@ class PoolWorker:
 _opened: set[str] = set()
 
 
-def _note_files(root: str) -> None:
+def note_files(root: str) -> None:
     """Note which files of the checkout Python opens from here on, for the test of `deps`."""
     prefix = root.rstrip("/") + "/"
 
@@ -83,16 +85,21 @@ class StepWorker:
     """The process that executes one step. `run` works in one thread; `events` answers in another."""
 
     def __init__(self, root: str, step: str) -> None:
-        _enter(root)
-        _note_files(root)
+        enter(root)
+        note_files(root)
         self._root = Path(root)
         self._step = step
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
+        self._stop = threading.Event()
 
     def warm(self) -> None:
         """Import the step ahead of its call: torch takes seconds."""
         importlib.import_module(f"{STEP_MODULES}.{self._step}")
+
+    def stop(self) -> None:
+        """Ask the step to save what it has and to raise `Stopped`."""
+        self._stop.set()
 
     def events(self) -> list[dict[str, Any]]:
         """What was reported since the last call."""
@@ -107,34 +114,62 @@ class StepWorker:
 
     def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
         """Execute the step; returns the seconds of work and the files that it used."""
-        from tasks.steps.context import StepContext
-
-        module = importlib.import_module(f"{STEP_MODULES}.{self._step}")
-        folder = Path(checkpoints)
-        folder.mkdir(parents=True, exist_ok=True)
-        context = StepContext(
-            params=params,
-            root=self._root,
-            checkpoints=folder,
-            checkpoint_every_s=params.runtime.checkpoint_every_s,
+        return execute(
+            str(self._root),
+            self._step,
+            params,
+            checkpoints,
             report=self._report,
-            fan_out=PoolFanOut(pool, folder, self._report),
+            pool=pool,
+            asked_to_stop=self._stop.is_set,
         )
-        started = time.monotonic()
-        module.run(context)
-        work_s = time.monotonic() - started
-        files = set(used())
-        if pool:
-            import ray
 
-            files.update(*ray.get([member.used.remote() for member in pool]))
-        return {"work_s": work_s, "used": sorted(files)}
+
+def execute(
+    root: str,
+    step: str,
+    params: Parameters,
+    checkpoints: str,
+    *,
+    report: Report,
+    pool: Sequence[Any] = (),
+    rank: int = 0,
+    size: int = 1,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used."""
+    from tasks.steps.context import StepContext
+
+    module = importlib.import_module(f"{STEP_MODULES}.{step}")
+    folder = Path(checkpoints)
+    folder.mkdir(parents=True, exist_ok=True)
+    context = StepContext(
+        params=params,
+        root=Path(root),
+        checkpoints=folder,
+        checkpoint_every_s=params.runtime.checkpoint_every_s,
+        report=report,
+        fan_out=PoolFanOut(list(pool), folder, report, asked_to_stop),
+        rank=rank,
+        n_workers=size,
+        asked_to_stop=asked_to_stop,
+    )
+    started = time.monotonic()
+    module.run(context)
+    work_s = time.monotonic() - started
+    files = set(used())
+    if pool:
+        import ray
+
+        files.update(*ray.get([member.used.remote() for member in pool]))
+    return {"work_s": work_s, "used": sorted(files)}
 
 
 class PoolFanOut:
     """Hand items to whichever worker is free; keep each result as soon as it is there; see `FanOut`."""
 
-    def __init__(self, pool: list[Any], folder: Path, report: Callable[[int, int, Mapping[str, float]], None]) -> None:
+    def __init__(self, pool: list[Any], folder: Path, report: Report, asked_to_stop: Callable[[], bool]) -> None:
+        self._asked_to_stop = asked_to_stop
         self._pool = pool
         self._folder = folder
         self._report = report
@@ -155,7 +190,11 @@ class PoolFanOut:
             while waiting and idle:
                 index, worker = waiting.pop(), idle.pop()
                 busy[worker.apply.remote(function, json.dumps(items[index]))] = (index, worker)
-            done, _ = ray.wait(list(busy), num_returns=1)
+            done, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
+            if self._asked_to_stop():
+                raise Stopped(f"stopped behind {n_done} of {len(items)} results of {name}")
+            if not done:
+                continue
             index, worker = busy.pop(done[0])
             write_json(kept[index], json.loads(ray.get(done[0])))
             idle.append(worker)

@@ -26,9 +26,17 @@ class FanOut(Protocol):
     def __call__(self, name: str, function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]: ...
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """`report(step, n_steps, values)` feeds progress and tracking and never changes a result."""
+    """`report(step, n_steps, values)` feeds progress and tracking and never changes a result.
+
+    When `asked_to_stop()`, the step saves a checkpoint as soon as it can and raises `Stopped`. A step that trains runs
+    in each of `n_workers` processes, of which this is number `rank`; the first one writes.
+    """
 
     params: Parameters
     root: Path
@@ -36,3 +44,6 @@ class StepContext:
     checkpoint_every_s: float
     report: Callable[[int, int, Mapping[str, float]], None]
     fan_out: FanOut
+    rank: int = 0
+    n_workers: int = 1
+    asked_to_stop: Callable[[], bool] = _never

@@ -45,7 +45,9 @@ def run(context: StepContext) -> None:
     write_model(context, STAGE, model)
     curve = fitted.curve
     # A file of its own, so that the control runs again only when its budget changes, not when a figure of DPO does.
-    write_json(context.root / "metrics" / "dpo_tokens.json", {"tokens": fitted.tokens, "n_steps": recipe.n_steps})
+    budget = {"tokens": fitted.tokens, "n_steps": recipe.n_steps}
+    if not context.rank:
+        write_json(context.root / "metrics" / "dpo_tokens.json", budget)
     write_metrics(
         context,
         STAGE,
@@ -57,6 +59,7 @@ def run(context: StepContext) -> None:
             "reward_margin": curve.last("validation_reward_margin"),
             "chosen_reward": curve.last("validation_chosen_reward"),
             "tokens": fitted.tokens,
+            **fitted.recorded(),
             "n_steps": recipe.n_steps,
             "n_pairs": len(train),
             "n_validation_pairs": len(held_out),

@@ -46,7 +46,7 @@ from tasks.training.batches import stream_batch
 from tasks.training.checkpoint import Checkpoints, prefixed, without_prefix
 from tasks.training.curves import Curve
 from tasks.training.device import autocast, setup
-from tasks.training.loop import check_finite
+from tasks.training.divergence import Watch
 from tasks.training.losses import stream_loss
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.outputs import read_model, write_metrics, write_model
@@ -78,8 +78,10 @@ def run(context: StepContext) -> None:
     write_model(context, STAGE, trainer.policy)
     curve = trainer.at.curve
     metrics: dict[str, Any] = {"tokens": trainer.at.tokens, "n_iterations": context.params.ppo.n_iterations}
+    if trainer.watch.left_out:
+        metrics["left_out_updates"] = trainer.watch.left_out
     for name in _FIGURES:
-        values = [row[name] for row in curve.rows]
+        values = [row[name] for row in curve.rows if name in row]
         metrics[f"{name}_first"] = sum(values[:_AVERAGED]) / len(values[:_AVERAGED])
         metrics[f"{name}_last"] = sum(values[-_AVERAGED:]) / len(values[-_AVERAGED:])
     write_metrics(context, STAGE, curve, metrics)
@@ -112,7 +114,10 @@ class Trainer:
         self.pretraining = _pretraining_loss(context, self.device) if self.section.pretraining_coef else None
         self.n_minibatches = self.section.prompts_per_iteration // self.section.minibatch_size
         self.updates_per_iteration = self.section.epochs * self.n_minibatches
-        self.checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s)
+        self.checkpoints = Checkpoints(
+            context.checkpoints, every_s=context.checkpoint_every_s, asked_to_stop=context.asked_to_stop
+        )
+        self.watch = Watch(STAGE, params.divergence)
         self.at = Progress()
 
     def train(self) -> None:
@@ -122,7 +127,9 @@ class Trainer:
                 self.at.buffer = self.sample()
                 self._save_if_due()
             while self.at.n_updates < self.updates_per_iteration:
-                self.at.updates.append(self.update(self.at.buffer))
+                figures = self.update(self.at.buffer)
+                if figures is not None:
+                    self.at.updates.append(figures)
                 self.at.n_updates += 1
                 self._save_if_due()
             self._log(self.at.buffer)
@@ -163,8 +170,8 @@ class Trainer:
             seed=seed_of(self.seed, "rollouts", iteration) % 2**31,
         )
 
-    def update(self, rollouts: Rollouts) -> dict[str, float]:
-        """One step of policy and value model on the minibatch that follows the last one."""
+    def update(self, rollouts: Rollouts) -> dict[str, float] | None:
+        """One step of policy and value model on the minibatch that follows the last one; None if it was left out."""
         section, number = self.section, self.at.iteration * self.updates_per_iteration + self.at.n_updates
         epoch, place = divmod(self.at.n_updates, self.n_minibatches)
         rows = rows_of_batch(
@@ -188,6 +195,8 @@ class Trainer:
             if self.pretraining is not None:
                 loss = loss + section.pretraining_coef * self.pretraining(self.policy, number)
         norms = self._step(loss, number)
+        if norms is None:
+            return None
         figures = {
             "loss": loss.item(),
             "policy_loss": of_policy.item(),
@@ -199,8 +208,12 @@ class Trainer:
         }
         return figures
 
-    def _step(self, loss: Tensor, number: int) -> dict[str, float]:
-        """Back-propagate and step both optimisers; returns the gradient norms before clipping."""
+    def _step(self, loss: Tensor, number: int) -> dict[str, float] | None:
+        """Back-propagate and step both optimisers; returns the gradient norms before clipping.
+
+        None where one is not finite: then nothing is stepped. There is no going back in PPO, since each iteration's
+        rollouts are those of the policy as it is.
+        """
         section = self.section
         n_updates = section.n_iterations * self.updates_per_iteration
         peaks = {"policy": section.learning_rate, "value": section.value_learning_rate}
@@ -211,7 +224,10 @@ class Trainer:
             name: nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm).item()
             for name, model in self.models.items()
         }
-        check_finite(STAGE, number, {"loss": loss.item(), **{f"{n} gradient norm": v for n, v in norms.items()}})
+        fault = self.watch.fault({"loss": loss.item(), **{f"{n} gradient norm": v for n, v in norms.items()}}, ())
+        if fault is not None:
+            self.watch.leave_out(number, number, fault)
+            return None
         for name, optimizer in self.optimizers.items():
             rate = warmup_cosine(number, n_steps=n_updates, warmup_steps=n_updates // 10, peak=peaks[name], floor=0.0)
             set_learning_rate(optimizer, rate)
@@ -232,7 +248,7 @@ class Trainer:
             "answer_tokens": lengths.mean().item(),
             "ended": rollouts.ended.double().mean().item(),
         }
-        for name in at.updates[0]:
+        for name in at.updates[0] if at.updates else ():
             values[name] = sum(update[name] for update in at.updates) / len(at.updates)
         at.curve.add(at.iteration + 1, values)
         self.context.report(at.iteration + 1, self.section.n_iterations, values)
@@ -254,6 +270,7 @@ class Trainer:
             "tokens": at.tokens,
             "updates": at.updates,
             "curve": at.curve.rows,
+            "left_out": self.watch.left_out,
         }
         self.checkpoints.save(number, tensors, state)
 
@@ -265,6 +282,7 @@ class Trainer:
         tensors, state = saved
         for name, model in self.models.items():
             load_training_tensors(model, self.optimizers[name], without_prefix(f"{name}.", tensors))
+        self.watch = Watch(STAGE, self.context.params.divergence, state["left_out"])
         buffer = without_prefix("buffer.", tensors)
         self.at = Progress(
             iteration=state["iteration"],

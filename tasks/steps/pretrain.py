@@ -64,6 +64,7 @@ def run(context: StepContext) -> None:
             "loss": fitted.curve.mean_of_last("loss", 20),
             "n_parameters": sum(p.numel() for p in model.parameters()),
             "tokens": fitted.tokens,
+            **fitted.recorded(),
         },
     )
 

@@ -62,6 +62,7 @@ def run(context: StepContext) -> None:
             "n_validation_pairs": sum(c.n_pairs() for c in held_out),
             "reward_shift": shift,
             "tokens": fitted.tokens,
+            **fitted.recorded(),
         },
     )
 

@@ -45,6 +45,7 @@ def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) 
             "validation_loss": fitted.curve.last("validation_loss"),
             "validation_token_accuracy": fitted.curve.last("validation_token_accuracy"),
             "tokens": fitted.tokens,
+            **fitted.recorded(),
             "n_steps": recipe.n_steps,
             "n_rows": len(train.rows),
             "n_examples": sum(len(row) for row in train.rows),

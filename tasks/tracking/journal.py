@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tasks.errors import Stopped
+
 PIPELINE_ID = "AXON_PIPELINE_ID"
 
 
@@ -54,7 +56,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if isinstance(error, Stopped | KeyboardInterrupt):
+            self.end("KILLED", message=str(error) or "interrupted")
+        elif error is not None:
             self.end("FAILED", message=str(error))
         else:
             self.end("FINISHED")

@@ -60,6 +60,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+class StoreAway(Exception):
+    """MLflow does not answer, or has no room; what was to be told waits in the journals."""
+
+
 class Sender:
     """Delivers journals of one checkout. Not for use from two threads at once: `deliver` holds a lock."""
 
@@ -70,7 +74,14 @@ class Sender:
         self._lock = threading.Lock()
 
     def deliver(self) -> None:
-        """Send everything that is new, oldest journal first."""
+        """Send everything that is new, oldest journal first. Raises `StoreAway` where that fails."""
+        try:
+            self._deliver()
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StoreAway(f"MLflow at {self._checkout.tracking_uri.rpartition('@')[2]}: {first[:300]}") from error
+
+    def _deliver(self) -> None:
         with self._lock:
             if self._mlflow is None:
                 self._mlflow = client(self._checkout)
@@ -167,6 +178,12 @@ class Sender:
 
         if not directory.is_dir() or digest(directory) != md5:
             return
+        same = f"name = '{stage}' AND tags.`axon.digest` = '{md5}'"
+        for begun in self._mlflow.search_logged_models([self._experiment], filter_string=same):
+            if begun.source_run_id == run_id:
+                if str(begun.status) == "READY":
+                    return
+                self._mlflow.delete_logged_model(begun.model_id)  # MLflow went away in the middle of it
         model = self._mlflow.create_logged_model(
             self._experiment, name=stage, source_run_id=run_id, tags={"axon.digest": md5}, model_type="llm"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from tasks.files import write_text
@@ -28,6 +29,11 @@ class Curve:
 
     def last(self, column: str) -> float:
         return next(row[column] for row in reversed(self.rows) if column in row)
+
+    def newest(self, column: str, n_rows: int) -> list[float]:
+        """The last `n_rows` values of `column`, newest first."""
+        values = (row[column] for row in reversed(self.rows) if column in row)
+        return list(islice(values, n_rows))
 
     def mean_of_last(self, column: str, n_rows: int) -> float:
         """Mean of the last `n_rows` values of `column`: one step's loss is noise."""

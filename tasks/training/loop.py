@@ -5,20 +5,22 @@ A stage differs by its model, by which rows are in batch k, and by its batch-los
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tasks.errors import UserError
 from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.curves import Curve
 from tasks.training.device import autocast
+from tasks.training.divergence import WINDOW, Watch
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
+from tasks.training.parallel import Objective, World, spread
 from tasks.training.state import (
     generator_tensors,
     load_generator_tensors,
@@ -29,6 +31,8 @@ from tasks.training.state import (
 if TYPE_CHECKING:
     from tasks.parameters import EpochTraining, Training
     from tasks.steps.context import StepContext
+
+log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 BatchLoss = Callable[[Model, dict[str, Tensor]], Tensor]
@@ -88,10 +92,16 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What `fit` leaves beside the trained model: its curve, and the tokens (padding aside) it was trained on."""
+    """What `fit` leaves beside the trained model: its curve, the tokens (padding aside) it was trained on, and the
+    [first, last] steps that were left out because training diverged."""
 
     curve: Curve
     tokens: int
+    left_out: list[list[int]] = field(default_factory=list)
+
+    def recorded(self) -> dict[str, Any]:
+        """What the stage's metrics say of steps that diverged: nothing where none did."""
+        return {"left_out_steps": self.left_out} if self.left_out else {}
 
 
 def fit(
@@ -107,18 +117,27 @@ def fit(
 
     batch: the rows of update k, a function of k alone, so that a resumed run sees what an uninterrupted one sees.
     evaluate: named values for the curve, called every `evaluate_every` updates, first before any and last after all.
-    Raises `UserError` (exit code 1) when the loss or the gradient is not finite.
+    A step that diverges is dealt with as `divergence` in params.yaml says, which may raise `UserError` (exit code 1).
+    Raises `Stopped` when it was asked to.
     """
     device = next(model.parameters()).device
+    world = World(context.rank, context.n_workers)
+    objective = spread(Objective(model, loss), world)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
-    checkpoints = Checkpoints(context.checkpoints, every_s=context.checkpoint_every_s)
-    first, tokens, curve = 0, 0, Curve()
+    checkpoints = Checkpoints(
+        context.checkpoints,
+        every_s=context.checkpoint_every_s,
+        world=world,
+        asked_to_stop=context.asked_to_stop,
+    )
+    first, tokens, curve, watch = 0, 0, Curve(), Watch(recipe.stage, context.params.divergence)
     saved = checkpoints.load(device)
     if saved is not None:
         tensors, state = saved
         load_training_tensors(model, optimizer, tensors)
         load_generator_tensors(tensors)
         first, tokens, curve = state["step"], state["tokens"], Curve(state["curve"])
+        watch = Watch(recipe.stage, context.params.divergence, state["left_out"])
 
     for step in range(first, recipe.n_steps + 1):
         last = step == recipe.n_steps
@@ -127,8 +146,11 @@ def fit(
             with torch.no_grad(), autocast(device, recipe.precision):
                 curve.add(step, {f"validation_{name}": value for name, value in evaluate().items()})
             model.train()
+            if watch.goes_back and not last:
+                state = {"step": step, "tokens": tokens, "curve": curve.rows}
+                checkpoints.save_anchor(step, {**training_tensors(model, optimizer), **generator_tensors()}, state)
         if step > first and (last or checkpoints.is_due()):
-            state = {"step": step, "tokens": tokens, "curve": curve.rows}
+            state = {"step": step, "tokens": tokens, "curve": curve.rows, "left_out": watch.left_out}
             checkpoints.save(step, {**training_tensors(model, optimizer), **generator_tensors()}, state)
         if last:
             break
@@ -141,7 +163,23 @@ def fit(
             floor=recipe.min_learning_rate,
         )
         set_learning_rate(optimizer, learning_rate)
-        step_loss, grad_norm = _update(model, optimizer, rows, loss, recipe, device, step)
+        step_loss, grad_norm = gradients(objective, optimizer, rows, recipe, device, world)
+        fault = watch.fault({"loss": step_loss, "gradient norm": grad_norm}, curve.newest("loss", WINDOW))
+        if fault is not None:
+            back_to = step
+            if watch.goes_back:
+                tensors, state = checkpoints.load_anchor(step, device)
+                back_to = state["step"]
+                load_training_tensors(model, optimizer, tensors)
+                load_generator_tensors(tensors)
+                tokens, curve = state["tokens"], Curve(state["curve"])
+            watch.leave_out(back_to, step, fault)
+            log.warning(
+                "%s: %s at step %d; left out: steps %d to %d", recipe.stage, fault, step + 1, back_to + 1, step + 1
+            )
+            context.report(step + 1, recipe.n_steps, {"left_out": float(step + 1 - back_to)})
+            continue
+        optimizer.step()
         tokens += rows.n_tokens
         values = {
             "tokens": tokens,
@@ -151,40 +189,32 @@ def fit(
         }
         curve.add(step + 1, values)
         context.report(step + 1, recipe.n_steps, values)
-    return Fitted(curve=curve, tokens=tokens)
+    return Fitted(curve=curve, tokens=tokens, left_out=watch.left_out)
 
 
-def _update(
-    model: Model,
+def gradients(
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     rows: Batch,
-    loss: BatchLoss[Model],
     recipe: Recipe,
     device: torch.device,
-    step: int,
+    world: World,
 ) -> tuple[float, float]:
-    """One optimiser step over all micro-batches of `rows`; returns its mean loss and the gradient's norm."""
+    """The clipped gradients of all micro-batches of `rows`; returns their mean loss and the norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for part in rows.split(recipe.accumulation):
-        with autocast(device, recipe.precision):
-            # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
-            # weigh as much as one with many, and accumulation would change the result.
-            part_loss = loss(model, part) / rows.n_targets
-        part_loss.backward()
-        total += part_loss.item()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm).item()
-    check_finite(recipe.stage, step, {"loss": total, "gradient norm": grad_norm})
-    optimizer.step()
+    own = 0.0
+    parts = world.part(rows, recipe.accumulation)
+    for i, (part, weight) in enumerate(parts):
+        is_last = i == len(parts) - 1
+        # Gradients are exchanged once a step.
+        with nullcontext() if is_last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
+            with autocast(device, recipe.precision):
+                # Divided by the targets of the whole step, not of the part: a part with few targets would otherwise
+                # weigh as much as one with many, and accumulation would change the result.
+                part_loss = objective(part) * weight / rows.n_targets
+            # Torch averages over workers; a step is a sum.
+            (part_loss * world.size).backward()
+        own += part_loss.item()
+    (total,) = world.total([own])
+    grad_norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_norm).item()
     return total, grad_norm
-
-
-def check_finite(stage: str, step: int, values: dict[str, float]) -> None:
-    """Raise `UserError` (exit code 1) naming stage, step and value unless all `values` are finite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{stage}: the {name} is {value} at step {step + 1}; training diverged. "
-                f"Lower {stage}.learning_rate (or {stage}.clip_norm) in params.yaml and run again.",
-                exit_code=1,
-            )

@@ -16,7 +16,9 @@ from tasks.training.curves import Curve
 
 
 def write_model(context: StepContext, stage: str, model: Decoder, *, scalar_head: nn.Linear | None = None) -> None:
-    """Write `models/STAGE/` whole or not at all."""
+    """Write `models/STAGE/` whole or not at all; of several workers the first one does."""
+    if context.rank:
+        return
     with new_directory(context.root / "models" / stage) as directory:
         checkpoint.save(model, directory, tokenizer_dir=context.root / "tokenizer", scalar_head=scalar_head)
 
@@ -38,7 +40,9 @@ def read_model(context: StepContext, stage: str) -> Decoder:
 
 
 def write_metrics(context: StepContext, stage: str, curve: Curve | None, values: Mapping[str, Any]) -> None:
-    """Write `metrics/STAGE.json` and, if there is one, `metrics/curves/STAGE.csv`."""
+    """Write `metrics/STAGE.json` and, if there is one, `metrics/curves/STAGE.csv`; the first worker does."""
+    if context.rank:
+        return
     write_json(context.root / "metrics" / f"{stage}.json", dict(values))
     if curve is not None:
         curve.write(context.root / "metrics" / "curves" / f"{stage}.csv")

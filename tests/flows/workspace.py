@@ -112,12 +112,16 @@ class Workspace:
             del lock["stages"][stage]
         (self.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """`axon ARGUMENTS` in this workspace, its output in a file, so that no reader can hold it up."""
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """`axon ARGUMENTS` in this workspace, its output in a file, so that no reader can hold it up.
+
+        It leads a process group of its own, as a command in a terminal does.
+        """
         log = (self.root / "axon.log").open("a")
         command = [sys.executable, "-m", "flows.cli", *arguments]
+        env = {**self.environment(), **variables}
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT, text=True, process_group=0
         )
 
     def axon(self, *arguments: str, folder: str = ".", **variables: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from tasks.errors import Stopped
 from tasks.training.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def test_nothing_saved_is_none(tmp_path):
     assert Checkpoints(tmp_path / "absent", every_s=0).load(CPU) is None
 
 
-@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors-00001-of-00001.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, caplog, file, damage):
     checkpoints = _save(tmp_path, 2)
@@ -52,3 +53,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
 def test_the_cadence_is_in_seconds(tmp_path):
     assert Checkpoints(tmp_path, every_s=0).is_due()
     assert not Checkpoints(tmp_path, every_s=3600).is_due()
+
+
+def test_asked_to_stop_it_saves_first_and_then_says_so(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every_s=3600, asked_to_stop=lambda: True)
+    assert checkpoints.is_due()
+    with pytest.raises(Stopped, match="checkpoint 7"):
+        checkpoints.save(7, {"a": torch.ones(2)}, {"step": 7})
+    loaded = Checkpoints(tmp_path, every_s=3600).load(CPU)
+    assert loaded is not None
+    assert loaded[1] == {"step": 7}

@@ -77,6 +77,10 @@ def _check_parameters(statement: Statement) -> None:
         wrong = [key for key in ("name", "version", "model", "md5") if not isinstance(facts.get(key), str)]
         if wrong or not isinstance(facts.get("aliases"), list):
             raise BadStatement(f"its parameters lack {', '.join(wrong) or 'aliases'}")
+    if statement.kind == "decide":
+        wrong = [key for key in ("name", "action", "reason") if not isinstance(facts.get(key), str)]
+        if wrong or not isinstance(facts.get("aliases"), Mapping):
+            raise BadStatement(f"its parameters lack {', '.join(wrong) or 'aliases'}")
     if statement.kind == "forget":
         versions = facts.get("versions") or []
         if not isinstance(versions, list) or not all(isinstance(held, Mapping) for held in versions):

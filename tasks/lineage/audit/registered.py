@@ -22,13 +22,15 @@ REMOVED = "contains-removed-data"
 _DO = "MLflow's registry was altered. Restore it from a copy; the statements have what is true."
 _DO_ALIAS = "Set it back in MLflow, or register or promote with `axon`, which states it."
 _RESTORE = f"Restore it with: git checkout {MODELS}"
+SETS = Path("lineage/evaluation-sets")
+_RESTORE_SET = f"Restore it with: git checkout {SETS}"
 
 
 def check(scene: Scene, known: Snapshot | None) -> None:
     """Every statement of a registration against MLflow and the files beside it. `known`: None where MLflow is away."""
     part = scene.part("registered")
     every = _newest(scene.entries)
-    removed = _removed(scene.entries)
+    removed = registrations.with_removed_data(entry.statement for entry in scene.entries)
     asked = {entry.statement.digest for entry in scene.asked}
     for (name, version), entry in every.items():
         if entry.statement.digest in asked:
@@ -36,6 +38,7 @@ def check(scene: Scene, known: Snapshot | None) -> None:
             folder = _check_rows(part, known, entry, version, removed.get(version)) if known else None
             scene.copies[version] = [folder] if folder else []
             _check_files(scene, part, entry, f"{name}-{version}", folder)
+    _check_evaluation_sets(scene, part)
     if scene.scope is None:
         _check_strangers(scene, part, known, {f"{name}-{version}" for name, version in every}, set(every))
         if known is not None and (every or known.versions):
@@ -48,16 +51,6 @@ def _newest(entries: Iterable[Entry]) -> dict[tuple[str, str], Entry]:
         (str(e.statement.parameters.get("name")), str(e.statement.parameters.get("version"))): e
         for e in entries
         if e.statement.kind == "register"
-    }
-
-
-def _removed(entries: Iterable[Entry]) -> dict[str, str]:
-    """{version: certainty} of the versions with removed records, as statements of `axon forget` name them."""
-    return {
-        str(held.get("version")): str(held.get("certainty"))
-        for entry in entries
-        if entry.statement.kind == "forget"
-        for held in entry.statement.parameters.get("versions") or ()
     }
 
 
@@ -135,6 +128,26 @@ def _check_files(scene: Scene, part: Part, entry: Entry, folder: str, copy: Path
             _check_signature(part, model, scene.home, f"{MODELS}/{folder}/{SIGNATURE}", entry.signer)
     if is_true.get(BOM):
         _check_bom(part, scene.home / MODELS / folder / BOM, f"{MODELS}/{folder}/{BOM}", entry, out)
+
+
+def _check_evaluation_sets(scene: Scene, part: Part) -> None:
+    """What decisions were made on: the lists of items, which an exported folder may leave out."""
+    folder = scene.home / SETS
+    for entry in scene.entries:
+        if entry.statement.kind != "decide":
+            continue
+        part.count("decisions")
+        for name, expected in entry.statement.subjects.items():
+            if not name.startswith(SETS.as_posix() + "/"):
+                continue
+            path = scene.home / name
+            if not folder.is_dir():
+                part.missed("evaluation sets of decisions")
+            elif not path.is_file():
+                part.find(name, expected=f"the items of {entry.place}", found="it is missing", do=_RESTORE_SET)
+            else:
+                found = hashlib.sha256(path.read_bytes()).hexdigest()
+                part.equal(name, f"SHA-256 {expected.sha256}", f"SHA-256 {found}", do=_RESTORE_SET)
 
 
 def _elsewhere(scene: Scene, folder: str, out: str, entry: Entry) -> Path | None:

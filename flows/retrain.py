@@ -1,0 +1,148 @@
+"""Retraining: pull what is new, decide whether it matters, train, ask the gate, promote or keep, and record why.
+
+Safe to repeat and to kill: every part of it goes on from where it was, and a champion is replaced by the gate alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from flows import gate, pipeline, registration
+from tasks.errors import UserError
+from tasks.lineage import registrations
+from tasks.parameters import Parameters, load
+from tasks.promotion import decisions
+from tasks.registry import CHAMPION, NAME, Version
+from tasks.retraining import baseline, pulling
+from tasks.retraining import profile as profiles
+from tasks.retraining.profile import Newness, Profile
+from tasks.runtime import guard
+from tasks.runtime.checkout import Checkout
+from tasks.runtime.reproduction import StageFailed
+from tasks.tracking.journal import Journal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """`action`: promoted, kept, or not retrained; `why` says so in a sentence."""
+
+    action: str
+    why: str
+
+
+def retrain(checkout: Checkout, *, force: bool = False) -> Outcome:
+    """Retrain if there is enough new, or in any case with `force`. Raises `UserError` where something is wrong."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+    def waiting(holder: str) -> None:
+        console.print(f"waiting for {holder} to end …")
+
+    with guard.exclusive(checkout.locks / "run", who="axon retrain", waiting=waiting):
+        decisions.settle(checkout)
+        with Journal(checkout.journals, "retrain") as record:
+            params = load(checkout.root)
+            record.start("retrain", kind="retrain", params={"retrain": params.retrain.model_dump(mode="json")})
+            try:
+                outcome = _retrain(checkout, params, console, record, force=force)
+            except StageFailed as error:
+                raise UserError(
+                    f"stage {error.stage} failed (exit code {error.code}); what it said is above. The champion stays. "
+                    "What is done is kept; run `axon retrain` again when it is mended.",
+                    exit_code=1,
+                ) from None
+            record.metrics(0, {"promoted": float(outcome.action == decisions.PROMOTED)})
+    console.print(f"[bold]{outcome.action}[/bold]: {outcome.why}")
+    registration.print_anchor(checkout, console)
+    return outcome
+
+
+def _retrain(checkout: Checkout, params: Parameters, console: Console, record: Journal, *, force: bool) -> Outcome:
+    started = time.time()
+    for source in pulling.pull(checkout):
+        console.print(f"pulled {source}")
+    before = baseline.of(checkout, pulling.labels(checkout, params))
+    baseline.keep_lock(checkout)
+    _bring(checkout, params, ["data"], console)
+    now = Profile.of(checkout.root, labels=pulling.labels(checkout, params))
+    found = profiles.compare(before, now) if before is not None else None
+    why = _reasons(params, found, force=force)
+    if found is not None:
+        record.metrics(0, {f"new/{name}": float(value) for name, value in asdict(found).items()})
+    console.print(f"training again: {'; '.join(why)}" if why else "not enough is new to train again")
+    if not why:
+        baseline.put_back(checkout)
+        return _leave(checkout, params, found, started, record)
+    version = _bring(checkout, params, [], console)
+    outcome = _decide(checkout, params, console, version, "; ".join(why))
+    baseline.drop_lock(checkout)
+    return outcome
+
+
+def _reasons(params: Parameters, found: Newness | None, *, force: bool) -> list[str]:
+    if force:
+        return ["asked for"]
+    if found is None:
+        return ["nothing was trained here before"]
+    limits = params.retrain
+    drifts = {"length": limits.length_drift, "vocabulary": limits.vocabulary_drift, "source": limits.source_drift}
+    return profiles.reasons(found, min_new_records=limits.min_new_records, limits=drifts)
+
+
+def _bring(checkout: Checkout, params: Parameters, targets: list[str], console: Console) -> Version | None:
+    """Run what is stale of `targets` (all stages if there are none); the registered version then."""
+    prepared = pipeline.prepare(checkout, params, targets, console)
+    if prepared.plan.nothing_to_do and targets:
+        return None
+    return pipeline.execute(prepared, is_whole=not targets)
+
+
+def _leave(checkout: Checkout, params: Parameters, found: Newness | None, started: float, record: Journal) -> Outcome:
+    """Record that nothing was trained, and what was looked at."""
+    statements = decisions.statements_of(checkout)
+    held = registrations.aliases(statements, NAME).get(CHAMPION)
+    news = asdict(found) if found is not None else {}
+    why = f"not enough is new: {_in_words(news)}"
+    if held is not None:
+        decisions.record(
+            checkout,
+            action=decisions.NOT_RETRAINED,
+            version=held,
+            champion=held,
+            reason=why,
+            content={"new": news, "retrain": params.retrain.model_dump(mode="json")},
+            evaluated_on=None,
+            started=started,
+            execution=record.id,
+        )
+    return Outcome(action=decisions.NOT_RETRAINED, why=why)
+
+
+def _in_words(news: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.removeprefix('n_').replace('_', ' ')} {value:.4f}" if isinstance(value, float) else
+        f"{name.removeprefix('n_').replace('_', ' ')} {value}"
+        for name, value in news.items()
+    )  # fmt: skip
+
+
+def _decide(checkout: Checkout, params: Parameters, console: Console, version: Version | None, because: str) -> Outcome:
+    """Hold the new version against the champion."""
+    from flows import promotion
+
+    if version is None:
+        return Outcome(action=decisions.KEPT, why=f"{because}; nothing was registered")
+    challenger, champion = gate.candidates(checkout, version.version)
+    if champion is None or champion.version == challenger.version:
+        why = "there was no champion" if version.is_new else "training made the champion again"
+        return Outcome(action=decisions.PROMOTED if version.is_new else decisions.KEPT, why=f"{because}; {why}")
+    with gate.engines(checkout, params):
+        decision = gate.decide(checkout, params, challenger, champion)
+    promotion.show(console, challenger, champion, decision)
+    action = decisions.PROMOTED if decision.promotes else decisions.KEPT
+    return Outcome(action=action, why="; ".join([because, *decision.reasons]))

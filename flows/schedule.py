@@ -1,0 +1,160 @@
+"""`axon schedule`: when to retrain. What is wanted stands in a file; `axon worker` makes a Prefect deployment of it."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tasks.errors import UserError
+from tasks.files import read_json, write_json
+from tasks.runtime.checkout import Checkout
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+SHORTEST_S = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One of `cron` and `every_s`, or neither with `on_data`: then a changed source is the only occasion.
+
+    A retraining that takes longer than `limit_s` is ended, so that a stuck one does not stand in the way for ever.
+    """
+
+    cron: str | None = None
+    every_s: float | None = None
+    on_data: bool = False
+    limit_s: float = 86400.0
+    paused: bool = False
+    timezone: str = "UTC"
+
+    def __str__(self) -> str:
+        when = [f"cron {self.cron} ({self.timezone})"] if self.cron else []
+        when += [f"every {span(self.every_s)}"] if self.every_s else []
+        when += ["when a source has changed"] if self.on_data else []
+        return ", ".join(when) + (" (paused)" if self.paused else "")
+
+
+def span(seconds: float) -> str:
+    """90 -> 90s, 7200 -> 2h."""
+    for unit in ("d", "h", "m"):
+        if seconds >= _UNITS[unit] and not seconds % _UNITS[unit]:
+            return f"{seconds / _UNITS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def seconds(text: str, option: str) -> float:
+    """A span of time: 30s, 45m, 6h, 1.5d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    value = float(found.group(1)) * _UNITS[found.group(2)] if found else 0.0
+    if value < SHORTEST_S:
+        raise UserError(f"{option} {text!r} must be a span of at least {SHORTEST_S}s, like 30s, 45m, 6h or 1d.")
+    return value
+
+
+def folder(checkout: Checkout) -> Path:
+    return checkout.state / "schedule"
+
+
+def _file(checkout: Checkout) -> Path:
+    return folder(checkout) / "schedule.json"
+
+
+def read(checkout: Checkout) -> Schedule | None:
+    """The schedule of this checkout; None if there is none."""
+    path = _file(checkout)
+    return Schedule(**read_json(path)) if path.is_file() else None
+
+
+def _needed(checkout: Checkout) -> Schedule:
+    found = read(checkout)
+    if found is None:
+        raise UserError(
+            'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
+        )
+    return found
+
+
+def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bool, limit: str, timezone: str) -> None:
+    """Set the schedule, in place of the one before."""
+    if cron and every:
+        raise UserError("--cron and --every do not go together; give one of them.")
+    if cron:
+        _check_cron(cron, timezone)
+    wanted = Schedule(
+        cron=cron,
+        every_s=seconds(every, "--every") if every else None,
+        on_data=on_data,
+        limit_s=seconds(limit, "--limit"),
+        timezone=timezone,
+    )
+    write_json(_file(checkout), asdict(wanted))
+    Console(highlight=False).print(f"retraining {wanted}; `axon worker` runs it while it is up.", soft_wrap=True)
+
+
+def _check_cron(cron: str, timezone: str) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--cron {cron!r} ({timezone}): {told}. Five fields: minute hour day month weekday.") from None
+
+
+def pause(checkout: Checkout, *, paused: bool) -> None:
+    wanted = replace(_needed(checkout), paused=paused)
+    write_json(_file(checkout), asdict(wanted))
+    Console(highlight=False).print(f"retraining {wanted}", soft_wrap=True)
+
+
+def remove(checkout: Checkout) -> None:
+    _needed(checkout)
+    _file(checkout).unlink()
+    Console(highlight=False).print("the schedule is gone; what was trained stays")
+
+
+def request(checkout: Checkout, why: str, *, name: str | None = None) -> str:
+    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name."""
+    name = name or uuid.uuid4().hex
+    write_json(folder(checkout) / "requests" / f"{name}.json", {"why": why, "time": time.time()})
+    return name
+
+
+def requests(checkout: Checkout) -> list[tuple[Path, dict[str, Any]]]:
+    """What was asked for and not yet handed on, oldest first."""
+    found = [(path, read_json(path)) for path in (folder(checkout) / "requests").glob("*.json")]
+    return sorted(found, key=lambda pair: float(pair[1]["time"]))
+
+
+def show(checkout: Checkout) -> None:
+    """The schedule, and the retrainings so far that were noted."""
+    console = Console(highlight=False)
+    console.print(f"retraining {_needed(checkout)}", soft_wrap=True)
+    waiting = requests(checkout)
+    if waiting:
+        console.print(f"{len(waiting)} asked for, not yet begun")
+    for line in noted(checkout)[-10:]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line["ended"]))
+        console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True)
+
+
+def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> bool:
+    """Keep how an occasion ended, by the id of its flow run; the first word counts. Whether this was it."""
+    path = folder(checkout) / "done" / f"{flow_run}.json"
+    if path.is_file():
+        return False
+    write_json(path, {"occasion": occasion, "began": began, "ended": time.time(), "outcome": outcome})
+    return True
+
+
+def noted(checkout: Checkout) -> list[dict[str, Any]]:
+    """How each occasion ended, oldest first."""
+    found = [read_json(path) for path in (folder(checkout) / "done").glob("*.json")]
+    return sorted(found, key=lambda line: float(line["ended"]))

@@ -1,0 +1,90 @@
+"""The schedule: what is set is checked, kept and shown; the worker serves it, and what is asked for is run once."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.flows.conftest import FinishedRun
+from tests.flows.test_promotion import decisions
+from tests.flows.workspace import Workspace, wait_until
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.create(tmp_path_factory.mktemp("schedule") / "checkout")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--every", "6"], "--every '6' must be a span of at least 5s, like 30s, 45m, 6h or 1d"),
+        (["--every", "1s"], "must be a span of at least 5s"),
+        (["--cron", "0 3 * *"], "--cron '0 3 * *' (UTC):"),
+        (["--cron", "0 3 * * *", "--timezone", "Mars/Olympus"], "(Mars/Olympus):"),
+        (["--cron", "0 3 * * *", "--every", "6h"], "do not go together"),
+        (["--pause"], "there is no schedule"),
+        (["--every", "6h", "--pause"], "go alone"),
+    ],
+)
+def test_mistakes_are_named(workspace: Workspace, arguments: list[str], said: str):
+    result = workspace.axon("schedule", *arguments)
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_it_is_set_shown_paused_and_removed(workspace: Workspace):
+    assert workspace.axon("schedule", "--every", "6h", "--on-data").returncode == 0
+    assert "every 6h, when a source has changed" in workspace.axon("schedule").stdout
+    assert "(paused)" in workspace.axon("schedule", "--pause").stdout
+    assert "(paused)" not in workspace.axon("schedule", "--resume").stdout
+    assert workspace.axon("schedule", "--cron", "30 2 * * 1", "--timezone", "Europe/Berlin").returncode == 0
+    assert "cron 30 2 * * 1 (Europe/Berlin)" in workspace.axon("schedule").stdout
+    assert workspace.axon("schedule", "--remove").returncode == 0
+    assert workspace.axon("schedule").returncode == 2
+
+
+def outcomes(workspace: Workspace) -> list[str]:
+    from flows import schedule
+    from tasks.runtime.checkout import Checkout
+
+    return [line["outcome"] for line in schedule.noted(Checkout(workspace.root))]
+
+
+def stop(worker: subprocess.Popen[str]) -> None:
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(timeout=60)
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_the_worker_runs_what_is_asked_for_once_and_goes_on_after_a_kill(finished: FinishedRun):
+    workspace = finished.workspace
+    before = len(decisions(workspace))
+    assert workspace.axon("schedule", "--run-now").returncode == 0  # before any worker is up
+    worker = workspace.start("worker")
+    try:
+        wait_until(lambda: len(outcomes(workspace)) == 1, limit_s=180, every_s=0.5)
+        assert outcomes(workspace)[0].startswith("not retrained: not enough is new")
+        assert workspace.axon("schedule", "--every", "8s").returncode == 0
+        wait_until(lambda: len(outcomes(workspace)) >= 3, limit_s=180, every_s=0.5)
+        worker.kill()
+        worker.wait()
+        wait_until(lambda: not workspace.left_running(), limit_s=30, every_s=0.5)
+        time.sleep(20)  # more than two occasions pass without a worker
+        n_done = len(outcomes(workspace))
+        worker = workspace.start("worker")
+        wait_until(lambda: len(outcomes(workspace)) >= n_done + 2, limit_s=180, every_s=0.5)
+        assert workspace.axon("schedule", "--remove").returncode == 0
+        wait_until(lambda: not any("retrain" in command for command in workspace.left_running()), every_s=0.5)
+    finally:
+        stop(worker)
+    assert workspace.left_running() == []
+    cut = [o for o in outcomes(workspace) if o.startswith("cut short")]
+    done = [o for o in outcomes(workspace) if not o.startswith("cut short")]
+    assert all(o.startswith("not retrained") for o in done), done
+    # One that was cut short may have decided before it could say so.
+    assert len(done) <= len(decisions(workspace)) - before <= len(done) + len(cut)
+    assert workspace.axon("audit").returncode == 0

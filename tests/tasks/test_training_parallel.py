@@ -1,0 +1,130 @@
+"""Several workers train as one does: same curve, same weights, and checkpoints that any number of them goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import x_llama
+from tasks.files import read_json, write_json
+from tasks.training.batches import Batch
+from tasks.training.checkpoint import Checkpoints, _share
+from tasks.training.loop import fit
+from tasks.training.losses import stream_loss
+from tasks.training.parallel import World
+from tests.helpers import make_context
+from tests.tasks.test_training_loop import RECIPE, Killed, _batch, _loss, _net
+
+
+def _decoder():
+    config = x_llama(
+        vocab_size=64, d_model=32, n_layers=2, heads=4, kv_heads=2, d_feed_forward=64, max_positions=32, rope_theta=1e4
+    )
+    model = Decoder(config)
+    model.init_weights(torch.Generator().manual_seed(2))
+    return model
+
+
+def _tokens(k):
+    both = torch.randint(64, (6, 17), generator=torch.Generator().manual_seed(k))
+    return Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=96, n_tokens=96)
+
+
+KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_loss)}
+
+
+def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: int, every_s: float) -> None:
+    """What one worker does: train a small model, and keep its weights and losses."""
+    folder, (make, batch, loss) = Path(root), KINDS[kind]
+    dist.init_process_group("gloo", init_method=f"file://{root}/meeting-{size}-{killed_at}", rank=rank, world_size=size)
+    net = make()
+
+    def report(step, n, values):
+        if step == killed_at:
+            raise Killed
+
+    context = dataclasses.replace(
+        make_context(folder, checkpoint_every_s=every_s, report=report), rank=rank, n_workers=size
+    )
+    recipe = dataclasses.replace(RECIPE, n_steps=n_steps, accumulation=2)
+    try:
+        fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=lambda: {}, context=context)
+    except Killed:
+        return
+    save_file({name: p.detach() for name, p in net.named_parameters()}, folder / f"{rank}.safetensors")
+    write_json(folder / f"{rank}.json", fitted.curve.rows)
+
+
+def _train(
+    root: Path, size: int, *, kind: str = "toy", n_steps: int = 9, killed_at: int = -1, every_s: float = 3600.0
+) -> list[tuple[dict, list]]:
+    """Train with `size` workers; weights and curve of each of them."""
+    root.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s) for rank in range(size)]
+    workers = [spawn.Process(target=_work, args=a) for a in arguments]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * size
+    if killed_at >= 0:
+        return []
+    return [(load_file(root / f"{rank}.safetensors"), read_json(root / f"{rank}.json")) for rank in range(size)]
+
+
+def test_workers_together_train_as_one_does(tmp_path):
+    ((weights, curve),) = _train(tmp_path / "one", 1)
+    together = _train(tmp_path / "many", 3)
+    for own_weights, own_curve in together:
+        for name, own in own_weights.items():
+            assert torch.equal(own, together[0][0][name])
+            torch.testing.assert_close(own, weights[name], rtol=1e-4, atol=1e-6)
+        for row, single in zip(own_curve, curve, strict=True):
+            assert row == pytest.approx(single, rel=1e-4)
+
+
+def test_two_workers_with_half_the_batch_have_the_curve_of_one_for_fifty_steps(tmp_path):
+    ((_, alone),) = _train(tmp_path / "one", 1, kind="decoder", n_steps=50)
+    together = _train(tmp_path / "two", 2, kind="decoder", n_steps=50)[0][1]
+    losses = [(row["loss"], single["loss"]) for row, single in zip(together, alone, strict=True) if row["step"]]
+    assert len(losses) == 50
+    assert max(abs(own - single) for own, single in losses) < 1e-3
+    assert losses[0][0] - losses[-1][0] > 0.01, "nothing was learnt"
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_workers_goes_on_from_a_checkpoint(tmp_path, before, after):
+    whole = _train(tmp_path / "whole", after)
+    _train(tmp_path / "cut", before, killed_at=5, every_s=0.0)
+    folder = tmp_path / "cut" / ".axon" / "checkpoints" / "test" / "checkpoint-00000004"
+    assert len(list(folder.glob("tensors-*.safetensors"))) == before
+    resumed = _train(tmp_path / "cut", after)
+    for name, own in resumed[0][0].items():
+        torch.testing.assert_close(own, whole[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_parts_of_all_workers_are_the_rows_of_the_step():
+    rows = Batch(tensors={"x": torch.arange(7)}, n_targets=7, n_tokens=7)
+    for size in (1, 2, 3, 5, 9):
+        for accumulation in (1, 2, 4):
+            parts = [part for rank in range(size) for part in World(rank, size).part(rows, accumulation)]
+            assert all(World(rank, size).part(rows, accumulation) for rank in range(size))
+            counted = torch.cat([part["x"] for part, weight in parts if weight])
+            assert counted.tolist() == list(range(7))
+
+
+def test_shares_are_balanced_and_complete(tmp_path):
+    tensors = {f"t{i}": torch.zeros(n) for i, n in enumerate([100, 60, 40, 30, 30, 20, 10, 1])}
+    shares = [_share(tensors, World(rank, 3)) for rank in range(3)]
+    assert sorted(name for share in shares for name in share) == sorted(tensors)
+    sizes = [sum(tensors[name].numel() for name in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 20
+    assert Checkpoints(tmp_path, every_s=0).load(torch.device("cpu")) is None
