@@ -58,5 +58,10 @@ def test_new_data_is_trained_on_gated_and_the_run_before_can_be_brought_back(tmp
     for entry in yaml.safe_load(lock)["stages"].values():
         for out in entry["outs"]:
             assert (workspace.root / out["path"]).exists()
-    assert workspace.axon("audit").returncode == 0
+    sources = workspace.axon("audit")
+    assert sources.returncode == 1, "a source of one's own is not the run's: it is not brought back"
+    assert sources.stdout.count("expected  sources as stage") == 2
+    own.write_text(lines(20))
+    audit = workspace.axon("audit")
+    assert audit.returncode == 0, audit.stdout
     assert workspace.axon("restore", "run~99").returncode != 0
