@@ -124,6 +124,8 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
         return _is_worth_another_try(run, state.result(raise_on_failure=False))
 
     def one(name: str) -> None:
+        if run.interruption.is_asked:  # between two stages there was none to pass it on to
+            raise KeyboardInterrupt
         run.interruption.install()
         _reproduce(run, name, record)
 

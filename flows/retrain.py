@@ -66,6 +66,9 @@ def _retrain(checkout: Checkout, params: Parameters, console: Console, record: J
     started = time.time()
     for source in pulling.pull(checkout):
         console.print(f"pulled {source}")
+    begun = baseline.begun(checkout)
+    if begun is not None:
+        return _train(checkout, params, console, f"{begun} (goes on)")
     before = baseline.of(checkout, pulling.labels(checkout, params))
     baseline.keep_lock(checkout)
     _bring(checkout, params, ["data"], console)
@@ -78,9 +81,15 @@ def _retrain(checkout: Checkout, params: Parameters, console: Console, record: J
     if not why:
         baseline.put_back(checkout)
         return _leave(checkout, params, found, started, record)
+    baseline.begin(checkout, "; ".join(why))
+    return _train(checkout, params, console, "; ".join(why))
+
+
+def _train(checkout: Checkout, params: Parameters, console: Console, because: str) -> Outcome:
+    """Train and decide; cut short anywhere, the next retraining comes here again, whatever is new by then."""
     version = _bring(checkout, params, [], console)
-    outcome = _decide(checkout, params, console, version, "; ".join(why))
-    baseline.drop_lock(checkout)
+    outcome = _decide(checkout, params, console, version, because)
+    baseline.end(checkout)
     return outcome
 
 

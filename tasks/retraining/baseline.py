@@ -50,10 +50,11 @@ def _md5(entries: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def keep_lock(checkout: Checkout) -> None:
-    """Keep `dvc.lock` as it is, unless a retraining that was cut short has kept the one before."""
-    kept, lock = _folder(checkout) / "dvc.lock", checkout.root / "dvc.lock"
-    if lock.is_file() and not kept.is_file():
-        write_bytes(kept, lock.read_bytes())
+    """Keep `dvc.lock` as it is; where its data is newer than its models, a retraining was cut short and has kept it."""
+    kept, lock = _folder(checkout) / "dvc.lock", stages.read_lock(checkout.root)
+    is_whole = _md5(lock.get("tokenizer", {}).get("deps", ())) == _md5(lock.get("data", {}).get("outs", ()))
+    if lock and (is_whole or not kept.is_file()):
+        write_bytes(kept, (checkout.root / "dvc.lock").read_bytes())
 
 
 def put_back(checkout: Checkout) -> None:
@@ -65,5 +66,17 @@ def put_back(checkout: Checkout) -> None:
         kept.unlink()
 
 
-def drop_lock(checkout: Checkout) -> None:
+def begin(checkout: Checkout, why: str) -> None:
+    """Note that training has begun, and why: from here on nothing is put back."""
+    write_json(_folder(checkout) / "begun.json", {"why": why})
     (_folder(checkout) / "dvc.lock").unlink(missing_ok=True)
+
+
+def begun(checkout: Checkout) -> str | None:
+    """Why a training began that has not come to its decision; None if there is none."""
+    note = _folder(checkout) / "begun.json"
+    return str(read_json(note)["why"]) if note.is_file() else None
+
+
+def end(checkout: Checkout) -> None:
+    (_folder(checkout) / "begun.json").unlink(missing_ok=True)

@@ -113,9 +113,11 @@ def test_params_yaml_value_by_value(key: str, value: object):
         section = section[part]
     section[last] = value
     try:
-        parameters.check(tree)
+        found = parameters.check(tree)
     except UserError as error:
         refused(error, 2)
+    else:
+        assert isinstance(found, Parameters)
 
 
 @fuzzed
@@ -153,9 +155,11 @@ def test_dvc_yaml(tmp_path: Path, content: bytes):
 def test_policy_yaml(tmp_path: Path, content: bytes):
     (tmp_path / "policy.yaml").write_bytes(content)
     try:
-        policy.load(tmp_path / "policy.yaml")
+        found = policy.load(tmp_path / "policy.yaml")
     except UserError as error:
         refused(error)
+    else:
+        assert isinstance(found, policy.Policy)
 
 
 OWN = "".join(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import yaml
 
 from tasks.data import records
 from tasks.data.records import DEMONSTRATION_COLUMNS, TEXT_COLUMNS, Demonstration, TextRecord
+from tasks.retraining import baseline
 from tasks.retraining import profile as profiles
 from tasks.retraining.profile import Profile, compare, jensen_shannon, reasons
+from tasks.runtime.checkout import Checkout
 
 LIMITS = {"length": 0.05, "vocabulary": 0.05, "source": 0.05}
 
@@ -75,3 +78,39 @@ def test_a_new_file_of_rankings_is_a_reason(tmp_path):
     assert reasons(compare(before, after), min_new_records=1, limits=LIMITS) == ["new human labels"]
     assert reasons(compare(before, before), min_new_records=1, limits=LIMITS) == []
     assert profiles.compare(before, first).new_labels is False
+
+
+def lock_of(root, data: str, models_of: str) -> bytes:
+    """A dvc.lock whose data has the digest `data`, and whose tokenizer read `models_of`."""
+
+    def tables(md5: str) -> list[dict[str, str]]:
+        return [{"path": path, "md5": md5} for path in baseline.TABLES]
+
+    stages = {"data": {"outs": tables(data)}, "tokenizer": {"deps": tables(models_of)}, "evaluate": {}}
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    return (root / "dvc.lock").read_bytes()
+
+
+def test_the_lock_to_go_back_to_is_that_of_the_models(tmp_path):
+    checkout = Checkout(tmp_path)
+    kept = tmp_path / ".axon" / "retrain" / "dvc.lock"
+    first = lock_of(tmp_path, "a", "a")
+    baseline.keep_lock(checkout)
+    lock_of(tmp_path, "b", "a")  # killed behind the stage data
+    baseline.keep_lock(checkout)
+    assert kept.read_bytes() == first
+    second = lock_of(tmp_path, "b", "b")  # somebody ran the pipeline meanwhile
+    baseline.keep_lock(checkout)
+    assert kept.read_bytes() == second
+
+
+def test_a_training_that_began_is_gone_on_with_until_it_is_decided(tmp_path):
+    checkout = Checkout(tmp_path)
+    lock_of(tmp_path, "a", "a")
+    baseline.keep_lock(checkout)
+    assert baseline.begun(checkout) is None
+    baseline.begin(checkout, "380 new records")
+    assert baseline.begun(checkout) == "380 new records"
+    assert not (tmp_path / ".axon" / "retrain" / "dvc.lock").exists(), "nothing is put back any more"
+    baseline.end(checkout)
+    assert baseline.begun(checkout) is None
