@@ -60,7 +60,6 @@ def promote(checkout: Checkout, version: str | None, *, force: bool, reason: str
                 champion=champion.version if champion else None,
                 reason=why,
                 content={"forced": force},
-                evaluated_on=None,
                 started=time.time(),
             )
             console.print(f"[green]promoted[/green] {NAME} version {challenger.version}: {escape(why)}")
@@ -113,8 +112,6 @@ def rollback(checkout: Checkout, to: str | None, *, reason: str) -> None:
             version=wanted,
             champion=held,
             reason=reason,
-            content={},
-            evaluated_on=None,
             started=time.time(),
         )
         console.print(f"[green]rolled back[/green] to {NAME} version {wanted}" + (f" from {held}" if held else ""))

@@ -125,7 +125,6 @@ def _leave(checkout: Checkout, params: Parameters, found: Newness | None, starte
             champion=held,
             reason=why,
             content={"new": news, "retrain": params.retrain.model_dump(mode="json")},
-            evaluated_on=None,
             started=started,
             execution=record.id,
         )

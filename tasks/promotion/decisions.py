@@ -73,9 +73,9 @@ def record(
     version: str,
     champion: str | None,
     reason: str,
-    content: Mapping[str, Any],
-    evaluated_on: EvaluationSet | None,
     started: float,
+    content: Mapping[str, Any] | None = None,
+    evaluated_on: EvaluationSet | None = None,
     execution: str | None = None,
 ) -> Stored:
     """State a decision on `version`, then carry it out. `champion`: who held the place before.
@@ -91,7 +91,7 @@ def record(
     aliases = {CHAMPION: version} if action in (PROMOTED, ROLLED_BACK) else {}
     facts = {
         "name": NAME, "action": action, "version": version, "champion": champion, "aliases": aliases, "reason": reason,
-        **content,
+        **(content or {}),
     }  # fmt: skip
     behind = [known[v].statement for v in (version, champion) if v in known]
     body = statement.build(

@@ -22,10 +22,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 
 def prepared(root: Path, finished: FinishedRun, **changes: object) -> Workspace:
-    workspace = Workspace.create(root)
-    workspace.set_parameters(LONG | changes)
-    workspace.take_results(finished.workspace, but=("pretrain",))
-    return workspace
+    return Workspace.behind(root, finished.workspace, LONG | changes)
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,7 @@ LONG = TINY | {"pretrain.n_steps": 500, "pretrain.evaluate_every": 500, "runtime
 
 
 def prepared(root: Path, finished: FinishedRun) -> Workspace:
-    workspace = Workspace.create(root)
-    workspace.set_parameters(LONG)
-    workspace.take_results(finished.workspace, but=("pretrain",))
-    return workspace
+    return Workspace.behind(root, finished.workspace, LONG)
 
 
 def steps_done(workspace: Workspace) -> int:

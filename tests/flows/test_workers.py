@@ -13,10 +13,7 @@ TWO_WORKERS = TINY | {"workers": 2, "threads": 1, "pretrain.n_steps": 120}
 
 
 def prepared(root: Path, finished: FinishedRun) -> Workspace:
-    workspace = Workspace.create(root)
-    workspace.set_parameters(TWO_WORKERS)
-    workspace.take_results(finished.workspace, but=("pretrain",))
-    return workspace
+    return Workspace.behind(root, finished.workspace, TWO_WORKERS)
 
 
 def test_a_killed_worker_of_two_changes_nothing(finished: FinishedRun, tmp_path: Path):

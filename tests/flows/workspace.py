@@ -112,6 +112,14 @@ class Workspace:
             del lock["stages"][stage]
         (self.root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
 
+    @classmethod
+    def behind(cls, root: Path, other: Workspace, parameters: dict[str, Any]) -> Workspace:
+        """A new workspace with `parameters`, in which all is made but `pretrain` and what follows from it."""
+        workspace = cls.create(root)
+        workspace.set_parameters(parameters)
+        workspace.take_results(other, but=("pretrain",))
+        return workspace
+
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """`axon ARGUMENTS` in this workspace, its output in a file, so that no reader can hold it up.
 
