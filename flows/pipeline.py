@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -56,7 +57,14 @@ class Run:
 
 def retrying_helps(error: Any) -> bool:
     """Whether a stage failed because a process was killed or lost, and not because of what it was given."""
-    return isinstance(error, StageFailed) and (error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143))
+    if not isinstance(error, StageFailed) or _was_interrupted(error):
+        return False
+    return error.code < 0 or error.code in (EXIT_WORKER_LOST, 137, 143)
+
+
+def _was_interrupted(error: StageFailed) -> bool:
+    # A shell between DVC and the stage may pass on the stage's own code, or end by the Ctrl-C that it got as well.
+    return error.code in (EXIT_INTERRUPTED, -signal.SIGINT)
 
 
 def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
@@ -93,7 +101,7 @@ def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
         try:
             _pipeline_flow(run, record)
         except StageFailed as error:
-            if error.code == EXIT_INTERRUPTED or run.interruption.is_asked:
+            if _was_interrupted(error) or run.interruption.is_asked:
                 raise KeyboardInterrupt from None
             raise
         finally:
