@@ -1,0 +1,94 @@
+"""What is wrong with parameters, in words that name the key, its value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from tasks.parameters import Parameters
+
+N_SPECIAL_TOKENS = 6
+MIN_VOCAB_SIZE = 256 + N_SPECIAL_TOKENS
+
+
+def broken_rules(p: Parameters) -> list[str]:
+    """The rules between keys that a single field cannot state."""
+    m, wrong = p.model, []
+    if m.d_model % m.heads:
+        wrong.append(f"model.d_model={m.d_model} must be divisible by model.heads={m.heads}")
+    elif (m.d_model // m.heads) % 2:
+        wrong.append(f"model.d_model/model.heads={m.d_model // m.heads} must be even: rotary positions turn pairs")
+    if m.heads % m.kv_heads:
+        wrong.append(f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}")
+    if p.tokenizer.vocab_size < MIN_VOCAB_SIZE:
+        wrong.append(
+            f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {MIN_VOCAB_SIZE}: "
+            f"256 bytes and {N_SPECIAL_TOKENS} special tokens"
+        )
+    for name, stage in (("pretrain", p.pretrain), ("sft", p.sft)):
+        if stage.seq_len > m.max_positions:
+            wrong.append(f"{name}.seq_len={stage.seq_len} must be at most model.max_positions={m.max_positions}")
+        if stage.batch_size % stage.accumulation:
+            wrong.append(f"{name}.accumulation={stage.accumulation} must divide {name}.batch_size={stage.batch_size}")
+        if stage.warmup_steps >= stage.n_steps:
+            wrong.append(f"{name}.warmup_steps={stage.warmup_steps} must be below {name}.n_steps={stage.n_steps}")
+    longest = p.preferences.prompt_tokens + p.preferences.max_new_tokens
+    if longest > m.max_positions:
+        wrong.append(
+            f"preferences.prompt_tokens + preferences.max_new_tokens = {longest} must be at most "
+            f"model.max_positions={m.max_positions}"
+        )
+    if p.data.filters.min_chars > p.data.filters.max_chars:
+        wrong.append(
+            f"data.filters.min_chars={p.data.filters.min_chars} must be at most "
+            f"data.filters.max_chars={p.data.filters.max_chars}"
+        )
+    if p.data.splits.preference + p.data.splits.validation + p.data.splits.test >= 1:
+        wrong.append("data.splits: preference + validation + test must be below 1; the rest is for training")
+    if not p.data.maths.kinds and p.data.maths.max_questions:
+        wrong.append("data.maths.kinds=[] must name at least one kind, or set data.maths.max_questions to 0")
+    if p.ppo.prompts_per_iteration % p.ppo.minibatch_size:
+        wrong.append(
+            f"ppo.minibatch_size={p.ppo.minibatch_size} must divide "
+            f"ppo.prompts_per_iteration={p.ppo.prompts_per_iteration}"
+        )
+    if p.evaluate.n_maths + p.evaluate.n_docs == 0:
+        wrong.append("evaluate.n_maths and evaluate.n_docs are both 0; at least one must be positive")
+    if p.gate.n_maths + p.gate.n_docs == 0 or not p.gate.n_texts:
+        wrong.append("gate: n_texts and one of n_maths and n_docs must be positive, or there is nothing to decide on")
+    if p.gate.metric == "exact_match" and not p.gate.n_maths:
+        wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
+    return wrong
+
+
+def _known_keys(section: type[BaseModel], at: tuple[str | int, ...]) -> list[str]:
+    for part in at:
+        if isinstance(part, int):
+            continue
+        annotation: Any = section.model_fields[part].annotation
+        section = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    return list(section.model_fields)
+
+
+def _describe(error: Any, schema: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(schema, error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        prefix = ".".join(str(part) for part in error["loc"][:-1])
+        suggestion = (
+            f"did you mean {prefix + '.' if prefix else ''}{close[0]}?" if close else f"known: {', '.join(known)}"
+        )
+        return f"{where} is not a parameter; {suggestion}"
+    if error["type"] == "missing":
+        return f"{where} is missing; every parameter must be given"
+    text = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{where}={error['input']!r}: {text}"
+
+
+def wrong_fields(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """A sentence for each field of `schema` that pydantic refused."""
+    return [_describe(e, schema) for e in error.errors(include_url=False)]
