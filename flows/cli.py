@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows import lineage_commands, release_commands
+from tasks import redact
 from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
@@ -228,36 +230,37 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
 release_commands.add_to(app)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a mistake ends in one message and its exit code, without a traceback unless `--debug`."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_debug = "--debug" in arguments
     try:
         app(args=[a for a in arguments if a != "--debug"], standalone_mode=True)
-    except UserError as error:
-        if debug:
-            raise
-        print(f"axon: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\naxon: interrupted; `axon run` goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if debug:
-            raise
-        told = machine_fault(error) or f"{error}. Mend that and run again; nothing half-written is left."
-        print(f"axon: {told}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        fault = machine_fault(error)
-        if fault:
-            print(f"axon: {fault}", file=sys.stderr)
-        else:
-            print(f"axon: an error in Axon itself: {type(error).__name__}: {error}", file=sys.stderr)
-            print("What was done is kept. Run it again with --debug for the place.", file=sys.stderr)
-        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 every error ends in a message, its trace on demand
+        if is_debug:
+            print(redact.traced(error), end="", file=sys.stderr)
+        told, code = _explained(error)
+        print(f"axon: {redact.redacted(told)}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code: a mistake of the user's, the machine's fault, or ours."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    fault = machine_fault(error)
+    if fault:
+        return fault, 1
+    if isinstance(error, OSError):
+        return f"{error}. Mend that and run again; nothing half-written is left.", 1
+    return (
+        f"an error in Axon itself: {type(error).__name__}: {error}\n"
+        "What was done is kept. Run it again with --debug for the place.",
+        1,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from flows import prefect_server
+from flows import prefect_server, server_log
 from flows.ports import MLFLOW_PORT, PREFECT_PORT, free_port
 from tasks.errors import UserError
 from tasks.runtime import guard
@@ -38,8 +38,9 @@ def _wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while not prefect_server.answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise UserError(f"the server for {url} did not start; the end of {log}:\n{tail}", exit_code=1)
+            raise UserError(
+                f"the server for {url} did not start; the end of {log}:\n{server_log.end_of(log)}", exit_code=1
+            )
         time.sleep(0.1)
 
 
@@ -64,7 +65,6 @@ def serve(checkout: Checkout) -> None:
 def _serve(checkout: Checkout, console: Console) -> None:
     started: list[subprocess.Popen[bytes]] = []
     logs = checkout.state / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     try:
         prefect_url = prefect_server.running(checkout)
         if prefect_url is None:
@@ -79,15 +79,14 @@ def _serve(checkout: Checkout, console: Console) -> None:
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": checkout.artifact_root,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        with (logs / "mlflow.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--workers", "1"],
-                env={**os.environ, **store},  # not arguments: an address may hold a password
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=guard.bind_to_parent,
-            )
+        (logs / "mlflow.log").unlink(missing_ok=True)
+        process = server_log.serve(
+            [*command, "--workers", "1"],
+            logs / "mlflow.log",
+            folder=Path.cwd(),
+            variables={**os.environ, **store},  # not arguments: an address may hold a password
+            first=guard.bind_to_parent,
+        )
         started.append(process)
         _wait_for(process, f"{mlflow_url}/health", logs / "mlflow.log")
         if len(started) == 2:

@@ -24,6 +24,7 @@ from tasks import registry
 from tasks.errors import UserError
 from tasks.lineage.audit import determinism
 from tasks.parameters import Parameters
+from tasks.redact import in_errors, redacted
 from tasks.retraining import snapshots
 from tasks.runtime import guard, reproduction, stages
 from tasks.runtime.checkout import Checkout
@@ -94,10 +95,10 @@ def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
         stack.enter_context(services.ray_head(run.params))
         sender = stack.enter_context(services.mlflow_sender(run.checkout))
         wait_for_prefect()
-        run.console.print(
-            f"[dim]Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}, Ray at "
-            f"{os.environ['AXON_RAY_ADDRESS']}, ready in {time.monotonic() - started:.0f} s[/dim]"
-        )
+        prefect = redacted(os.environ["PREFECT_API_URL"]).removesuffix("/api")
+        ray = redacted(os.environ["AXON_RAY_ADDRESS"])
+        seconds = time.monotonic() - started
+        run.console.print(f"[dim]Prefect at {prefect}, Ray at {ray}, ready in {seconds:.0f} s[/dim]")
         try:
             _pipeline_flow(run, record)
         except StageFailed as error:
@@ -135,7 +136,8 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
         if run.interruption.is_asked:  # between two stages there was none to pass it on to
             raise KeyboardInterrupt
         run.interruption.install()
-        _reproduce(run, name, record)
+        with in_errors():
+            _reproduce(run, name, record)
 
     names = [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]
 

@@ -9,15 +9,19 @@ import sys
 import threading
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
+from flows import server_log
 from flows.ports import PREFECT_PORT, free_port
 from tasks.errors import UserError
+from tasks.redact import redacted
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout, remember_address
 from tasks.tracking import databases
@@ -29,12 +33,22 @@ SERVER_NICENESS = 10
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers 200 at `url`."""
+    """Whether a server answers 200 at `url`, to the user and password in it if there are any."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(_request(url), timeout=2) as response:
             return bool(response.status == 200)
-    except (OSError, HTTPException):  # the latter from whatever else listens there
+    except (OSError, HTTPException, ValueError):  # the second from whatever else listens there, the last: no address
         return False
+
+
+def _request(url: str) -> urllib.request.Request:
+    """urllib takes `user:password@host` for the name of a host."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if at:
+        request.add_header("Authorization", f"Basic {b64encode(unquote(userinfo).encode()).decode()}")
+    return request
 
 
 def _serve_in_background() -> None:
@@ -53,19 +67,15 @@ def log_of(checkout: Checkout) -> Path:
 
 def start(checkout: Checkout, port: int, *, with_services: bool = False) -> subprocess.Popen[bytes]:
     """Start a server at `port` of loopback, with its scheduler or without; returns before it answers."""
-    log_of(checkout).parent.mkdir(parents=True, exist_ok=True)
     if not any(name.endswith("_DATABASE_CONNECTION_URL") for name in os.environ):
         databases.provide("prefect", Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with log_of(checkout).open("ab") as log:
-        process = subprocess.Popen(
-            command if with_services else [*command, "--no-services"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            cwd=checkout.root,
-            preexec_fn=_serve_in_background,
-        )
+    process = server_log.serve(
+        command if with_services else [*command, "--no-services"],
+        log_of(checkout),
+        folder=checkout.root,
+        first=_serve_in_background,
+    )
     remember_address(checkout, "prefect", {"url": f"http://127.0.0.1:{port}", "pid": process.pid})
     return process
 
@@ -144,12 +154,12 @@ def prefect_server(checkout: Checkout, *, with_services: bool = False) -> Iterat
     found = os.environ.get("PREFECT_API_URL") or (None if with_services else _of_worker(checkout))
     if found:
         os.environ["PREFECT_API_URL"] = found
-        yield lambda: wait_until_ready(checkout)
+        yield lambda: _wait_for_another_s(found)
         return
     server = _Watched(checkout, with_services=with_services)
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     try:
-        yield lambda: wait_until_ready(checkout, is_hopeless=lambda: server.has_given_up)
+        yield lambda: _wait_for_ours(server, log_of(checkout))
     finally:
         del os.environ["PREFECT_API_URL"]
         server.stop()
@@ -172,24 +182,34 @@ def is_away(error: BaseException) -> bool:
 
 def is_ready_soon() -> bool:
     """Whether the server at `PREFECT_API_URL` answers within some seconds."""
-    deadline = time.monotonic() + _AWAY_LIMIT_S
-    while not answers(f"{os.environ['PREFECT_API_URL']}/health"):
-        if time.monotonic() > deadline:
+    return _answers_within(os.environ["PREFECT_API_URL"], _AWAY_LIMIT_S, every_s=0.5)
+
+
+def _answers_within(api: str, limit_s: float, *, every_s: float, is_hopeless: Callable[[], bool] = bool) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not answers(f"{api}/health"):
+        if is_hopeless() or time.monotonic() > deadline:
             return False
-        time.sleep(0.5)
+        time.sleep(every_s)
     return True
 
 
-def wait_until_ready(checkout: Checkout, *, is_hopeless: Callable[[], bool] = lambda: False) -> None:
-    """Wait for the server at `PREFECT_API_URL`: a `UserError` with the end of its log if it does not answer.
+def _wait_for_ours(server: _Watched, log: Path) -> None:
+    """Wait until the server answers: a `UserError` with the end of its log if it does not.
 
     Prefect's client tries again for a minute where it was connected before, but gives up at once where it was not.
     """
-    url = f"{os.environ['PREFECT_API_URL']}/health"
-    deadline = time.monotonic() + _START_LIMIT_S
-    while not answers(url):
-        if is_hopeless() or time.monotonic() > deadline:
-            log = log_of(checkout)
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
-            raise UserError(f"Prefect does not answer at {url}; the end of {log}:\n{tail}", exit_code=1)
-        time.sleep(0.1)
+    if not _answers_within(f"{server.url}/api", _START_LIMIT_S, every_s=0.1, is_hopeless=lambda: server.has_given_up):
+        raise UserError(
+            f"Prefect does not answer at {server.url}; the end of {log}:\n{server_log.end_of(log)}", exit_code=1
+        )
+
+
+def _wait_for_another_s(api: str) -> None:
+    """Wait for a server that somebody else has started."""
+    if not _answers_within(api, _AWAY_LIMIT_S, every_s=0.5):
+        raise UserError(
+            f"Prefect does not answer at PREFECT_API_URL={redacted(api)}. Start that server, or unset PREFECT_API_URL: "
+            "a run then starts one of its own.",
+            exit_code=1,
+        )

@@ -9,15 +9,16 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from flows.prefect_server import is_away, is_ready_soon, prefect_server
 from flows.progress import Progress
 from flows.signals import SAME_SIGNAL_S
+from tasks import redact
 from tasks.errors import Stopped, UserError, machine_fault
 from tasks.parameters import load
+from tasks.redact import redacted
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment, guard, stages
 from tasks.runtime.checkout import Checkout
@@ -39,16 +40,16 @@ def main(name: str) -> None:
             _execute(checkout, name)
         code = 0
     except UserError as error:
-        print(f"\n{name}: {error}", file=sys.stderr, flush=True)
+        _say(name, str(error))
         code = error.exit_code
     except WorkerLost as error:
-        print(f"\n{name}: a Ray worker was lost ({error}).", file=sys.stderr, flush=True)
+        _say(name, f"a Ray worker was lost ({error}).")
         code = EXIT_WORKER_LOST
     except (KeyboardInterrupt, Stopped) as error:
-        print(f"\n{name}: {str(error) or 'interrupted'}; `axon run` goes on from there.", file=sys.stderr, flush=True)
+        _say(name, f"{str(error) or 'interrupted'}; `axon run` goes on from there.")
         code = EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 an error of ours ends in one message too, its trace in a file
-        print(f"\n{name}: {machine_fault(error) or _with_trace(name, error)}", file=sys.stderr, flush=True)
+        _say(name, machine_fault(error) or _with_trace(name, error))
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -56,10 +57,14 @@ def main(name: str) -> None:
     os._exit(code)
 
 
+def _say(name: str, told: str) -> None:
+    print(f"\n{name}: {redacted(told)}", file=sys.stderr, flush=True)
+
+
 def _with_trace(name: str, error: Exception) -> str:
     log = checkouts.find().state / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    log.write_text(redact.traced(error), encoding="utf-8")
     return f"{type(error).__name__}: {error}\nThe trace is in {log}"
 
 
@@ -142,7 +147,8 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
     found: list[dict[str, Any]] = []
 
     def noted() -> dict[str, Any]:
-        found.append(work())
+        with redact.in_errors():
+            found.append(work())
         return found[0]
 
     step = task(name=f"{name}-step", persist_result=False, cache_policy=NO_CACHE)(noted)
@@ -171,7 +177,7 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
 
 def _without_prefect(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Work is not lost for a server that only shows it."""
-    url = os.environ["PREFECT_API_URL"]
+    url = redacted(os.environ["PREFECT_API_URL"])
     print(
         f"{name}: Prefect does not answer at {url}; going on without it, and it will not show this stage.", flush=True
     )

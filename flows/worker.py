@@ -23,6 +23,7 @@ from rich.console import Console
 from flows import schedule
 from flows.prefect_server import prefect_server
 from flows.schedule import Schedule
+from tasks.redact import redacted
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 
@@ -42,7 +43,8 @@ def work(checkout: Checkout) -> None:
     with guard.exclusive(checkout.locks / "worker", who="axon worker", waiting=waiting):
         with prefect_server(checkout, with_services=True) as wait_until_ready:
             wait_until_ready()
-            console.print(f"serving {checkout.root}; Prefect at {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+            prefect = redacted(os.environ["PREFECT_API_URL"]).removesuffix("/api")
+            console.print(f"serving {checkout.root}; Prefect at {prefect}")
             with suppress(KeyboardInterrupt):
                 asyncio.run(_Worker(checkout, console).run())
         console.print("the worker ends; what was asked for meanwhile waits for the next one")

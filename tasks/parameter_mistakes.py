@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.redact import holds_secret
+
 if TYPE_CHECKING:
     from tasks.parameters import Parameters
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlist = _SHORT.maxdict = 20
 
 N_SPECIAL_TOKENS = 6
 MIN_VOCAB_SIZE = 256 + N_SPECIAL_TOKENS
@@ -86,9 +93,24 @@ def _describe(error: Any, schema: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{where} is missing; every parameter must be given"
     text = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{where}={error['input']!r}: {text}"
+    return f"{where}={_SHORT.repr(error['input'])}: {text}"
 
 
 def wrong_fields(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """A sentence for each field of `schema` that pydantic refused."""
     return [_describe(e, schema) for e in error.errors(include_url=False)]
+
+
+def with_secrets(tree: Any) -> list[str]:
+    """A sentence for each text in `tree` that holds a password: statements, MLflow and reports show what is there."""
+    found, seen = [], set()
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        at, value = waiting.pop()
+        if isinstance(value, str) and holds_secret(value):
+            found.append(f"{at} holds a password or token, which statements would show; keep it in .dvc/config.local")
+        if isinstance(value, dict | list) and id(value) not in seen:  # with anchors YAML can hold itself
+            seen.add(id(value))
+            below = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{at}.{key}" if at else str(key), one) for key, one in below]
+    return found

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks import yaml_text
 from tasks.errors import UserError
-from tasks.parameter_mistakes import broken_rules, wrong_fields
+from tasks.parameter_mistakes import broken_rules, with_secrets, wrong_fields
+from tasks.redact import redacted
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -237,15 +238,16 @@ def check(tree: Any, *, where: str = "params.yaml") -> Parameters:
     """Return the checked parameters, or raise one `UserError` that lists every mistake in `tree`."""
     if not isinstance(tree, dict):
         raise UserError(f"{where} must hold a mapping of parameters, but holds {type(tree).__name__}")
+    mistakes = with_secrets(tree)
     try:
         parameters = Parameters.model_validate(tree)
     except ValidationError as error:
-        mistakes = wrong_fields(error, Parameters)
+        mistakes += wrong_fields(error, Parameters)
     else:
-        mistakes = broken_rules(parameters)
+        mistakes += broken_rules(parameters)
         if not mistakes:
             return parameters
-    listed = "\n".join(f"  - {m}" for m in mistakes)
+    listed = "\n".join(f"  - {redacted(m)}" for m in mistakes)
     raise UserError(f"{where}: {len(mistakes)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
 
 

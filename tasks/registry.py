@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
+from tasks.redact import redacted
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
 from tasks.tracking import mlflow_store
@@ -58,7 +59,7 @@ def is_registered(checkout: Checkout) -> bool:
     return (
         digests.get("metrics/evaluate.json") == note["evaluation_md5"]
         and digests.get(f"models/{note['model']}") == note["md5"]
-        and note["tracking_uri"] == checkout.tracking_uri.rpartition("@")[2]
+        and note["tracking_uri"] == redacted(checkout.tracking_uri)
     )
 
 
@@ -95,7 +96,7 @@ def register(checkout: Checkout, model: str | None = None) -> Version:
             "md5": md5,
             "version": version,
             "evaluation_md5": stages.digest(evaluation_path),
-            "tracking_uri": checkout.tracking_uri.rpartition("@")[2],
+            "tracking_uri": redacted(checkout.tracking_uri),
         },
     )
     return Version(version=version, model=model, md5=md5, aliases=aliases, is_new=is_new)

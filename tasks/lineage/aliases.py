@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.redact import redacted
 from tasks.runtime.checkout import Checkout
 from tasks.tracking import mlflow_store
 
@@ -36,7 +37,7 @@ def aliases_of(checkout: Checkout, name: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise UserError(
-            f"the registry at {uri.rpartition('@')[2]} cannot be asked for the aliases of {name}: {error.message}. "
+            f"the registry at {redacted(uri)} cannot be asked for the aliases of {name}: {error.message}. "
             f"Name a version instead: {name}@1",
             exit_code=1,
         ) from None

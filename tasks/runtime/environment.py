@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from tasks import redact
 from tasks.runtime.checkout import Checkout
 
 _FIXED = {
@@ -47,6 +48,7 @@ _DEFAULTS = {
 
 def prepare(checkout: Checkout) -> None:
     """Set the environment of this process and of all that it starts. Call before importing an engine."""
+    redact.install()
     os.environ.update(_FIXED)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tasks.errors import Stopped
+from tasks.redact import redacted
 
 PIPELINE_ID = "AXON_PIPELINE_ID"
 
@@ -48,6 +49,8 @@ class Journal:
         """`status`: FINISHED, FAILED or KILLED. The first call counts."""
         if not self._ended:
             self._ended = True
+            if content.get("message"):
+                content["message"] = redacted(content["message"])
             self.write("end", status=status, **content)
 
     def __enter__(self) -> Journal:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.files import write_json
+from tasks.redact import redacted
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.stages import digest
 from tasks.tracking import databases, journal
@@ -79,7 +80,7 @@ class Sender:
             self._deliver()
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StoreAway(f"MLflow at {self._checkout.tracking_uri.rpartition('@')[2]}: {first[:300]}") from error
+            raise StoreAway(f"MLflow at {redacted(self._checkout.tracking_uri)}: {redacted(first)[:300]}") from error
 
     def _deliver(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from tasks import registry
 from tasks.lineage.audit.findings import shown
 from tasks.lineage.audit.scene import Scene
 from tasks.lineage.statement import Statement
+from tasks.redact import redacted
 from tasks.runtime.checkout import Checkout
 from tasks.tracking import mlflow_store
 
@@ -73,17 +74,17 @@ def load(scene: Scene) -> Snapshot | None:
     try:
         return _load(checkout)
     except Exception as error:  # noqa: BLE001 a store can be damaged or away in as many ways as databases and networks have
-        where = uri.rpartition("@")[2]
+        told = shown(redacted(repr(error)))
         if is_file:
             part.find(
                 ".axon/mlflow.db",
                 expected="MLflow's store",
-                found=f"it cannot be read: {shown(error)}",
+                found=f"it cannot be read: {told}",
                 do="Restore it from a copy; the statements have what is true.",
             )
         else:
             part.missed("MLflow store")
-            part.note(f"MLflow's store at {where} could not be asked ({shown(error)}): it was not looked at.")
+            part.note(f"MLflow's store at {redacted(uri)} could not be asked ({told}): it was not looked at.")
         return None
 
 
