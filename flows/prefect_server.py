@@ -24,6 +24,7 @@ from tasks.errors import UserError
 from tasks.redact import redacted
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout, remember_address
+from tasks.state_files import DAMAGE
 from tasks.tracking import databases
 
 _START_LIMIT_S = 120
@@ -85,12 +86,12 @@ def running(checkout: Checkout) -> str | None:
     path = checkout.state / "services" / "prefect.json"
     if not path.is_file():
         return None
-    noted = json.loads(path.read_text())
     try:
+        noted = json.loads(path.read_text())
         is_ours = str(checkout.root) == psutil.Process(noted["pid"]).cwd()
-    except psutil.Error:
+        return str(noted["url"]) if is_ours and answers(f"{noted['url']}/api/health") else None
+    except (psutil.Error, *DAMAGE):
         return None
-    return str(noted["url"]) if is_ours and answers(f"{noted['url']}/api/health") else None
 
 
 class _Watched:

@@ -12,11 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from tasks.errors import UserError
-from tasks.files import read_json, write_json
+from tasks.files import write_json
 from tasks.runtime.checkout import Checkout
+from tasks.state_files import read_note
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SHORTEST_S = 5
+_LATEST = 1e11  # seconds since 1970
+_NONE = 'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +71,22 @@ def _file(checkout: Checkout) -> Path:
 def read(checkout: Checkout) -> Schedule | None:
     """The schedule of this checkout; None if there is none."""
     path = _file(checkout)
-    return Schedule(**read_json(path)) if path.is_file() else None
+    return read_note(path, _taken, do="Set the schedule again, or: axon schedule --remove") if path.is_file() else None
+
+
+def _taken(tree: Any) -> Schedule:
+    from pydantic import TypeAdapter
+
+    found = TypeAdapter(Schedule).validate_python(tree)
+    if min(found.limit_s, found.every_s or SHORTEST_S) < SHORTEST_S:
+        raise ValueError(f"a span is shorter than {SHORTEST_S}s")
+    return found
 
 
 def _needed(checkout: Checkout) -> Schedule:
     found = read(checkout)
     if found is None:
-        raise UserError(
-            'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
-        )
+        raise UserError(_NONE)
     return found
 
 
@@ -115,7 +125,8 @@ def pause(checkout: Checkout, *, paused: bool) -> None:
 
 
 def remove(checkout: Checkout) -> None:
-    _needed(checkout)
+    if not _file(checkout).is_file():
+        raise UserError(_NONE)
     _file(checkout).unlink()
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 
@@ -129,8 +140,13 @@ def request(checkout: Checkout, why: str, *, name: str | None = None) -> str:
 
 def requests(checkout: Checkout) -> list[tuple[Path, dict[str, Any]]]:
     """What was asked for and not yet handed on, oldest first."""
-    found = [(path, read_json(path)) for path in (folder(checkout) / "requests").glob("*.json")]
-    return sorted(found, key=lambda pair: float(pair[1]["time"]))
+
+    def taken(tree: Any) -> dict[str, Any]:
+        return {"why": str(tree["why"]), "time": float(tree["time"])}
+
+    paths = (folder(checkout) / "requests").glob("*.json")
+    found = [(path, read_note(path, taken, do="Remove it, and ask again: axon schedule --run-now")) for path in paths]
+    return sorted(found, key=lambda pair: pair[1]["time"])
 
 
 def show(checkout: Checkout) -> None:
@@ -142,7 +158,7 @@ def show(checkout: Checkout) -> None:
         console.print(f"{len(waiting)} asked for, not yet begun")
     for line in noted(checkout)[-10:]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line["ended"]))
-        console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True)
+        console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True, markup=False)
 
 
 def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> bool:
@@ -156,5 +172,13 @@ def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome
 
 def noted(checkout: Checkout) -> list[dict[str, Any]]:
     """How each occasion ended, oldest first."""
-    found = [read_json(path) for path in (folder(checkout) / "done").glob("*.json")]
-    return sorted(found, key=lambda line: float(line["ended"]))
+
+    def taken(tree: Any) -> dict[str, Any]:
+        ended = float(tree["ended"])
+        if not 0 <= ended < _LATEST:
+            raise ValueError(f"{ended} is no time")
+        return {"occasion": str(tree["occasion"]), "outcome": str(tree["outcome"]), "ended": ended}
+
+    paths = (folder(checkout) / "done").glob("*.json")
+    found = [read_note(path, taken, do="Remove it: it is a note and nothing depends on it.") for path in paths]
+    return sorted(found, key=lambda line: line["ended"])

@@ -11,6 +11,7 @@ from tasks.files import read_json, write_json
 from tasks.redact import redacted
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
+from tasks.state_files import DAMAGE
 from tasks.tracking import mlflow_store
 
 NAME = "axon-chat"
@@ -55,12 +56,15 @@ def is_registered(checkout: Checkout) -> bool:
     path = _note(checkout)
     if not path.is_file():
         return False
-    note = read_json(path)
-    return (
-        digests.get("metrics/evaluate.json") == note["evaluation_md5"]
-        and digests.get(f"models/{note['model']}") == note["md5"]
-        and note["tracking_uri"] == redacted(checkout.tracking_uri)
-    )
+    try:
+        note = read_json(path)
+        return bool(
+            digests.get("metrics/evaluate.json") == note["evaluation_md5"]
+            and digests.get(f"models/{note['model']}") == note["md5"]
+            and note["tracking_uri"] == redacted(checkout.tracking_uri)
+        )
+    except DAMAGE:  # then the registry is asked, and the note written anew
+        return False
 
 
 def register(checkout: Checkout, model: str | None = None) -> Version:

@@ -21,6 +21,7 @@ from tasks.promotion import items
 from tasks.promotion.items import EvaluationSet
 from tasks.registry import CHAMPION, NAME
 from tasks.runtime.checkout import Checkout
+from tasks.state_files import DAMAGE
 from tasks.tracking import mlflow_store
 
 KIND = "decide"
@@ -133,11 +134,14 @@ def settle(checkout: Checkout) -> None:
     note = _note(checkout)
     if not note.is_file():
         return
-    wanted = read_json(note)["aliases"]
+    stated = registrations.aliases(statements_of(checkout), NAME)
+    try:
+        wanted = dict(read_json(note)["aliases"])
+    except DAMAGE:  # the statements say it too
+        wanted = {alias: version for alias, version in stated.items() if alias == CHAMPION}
     if not wanted:
         note.unlink()
         return
-    stated = registrations.aliases(statements_of(checkout), NAME)
     if all(stated.get(alias) == version for alias, version in wanted.items()):
         store = mlflow_store.client(checkout)
         for alias, version in wanted.items():

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.files import read_json, write_bytes, write_json
+from tasks.files import write_bytes, write_json
 from tasks.retraining import snapshots
 from tasks.retraining.profile import Profile
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
+from tasks.state_files import read_note
 
+_DO = "Remove the folder it is in: what was trained on is then found out anew, or taken for new."
 TABLES = ("data/text.parquet", "data/demonstrations.parquet")
 
 
@@ -30,8 +32,8 @@ def of(checkout: Checkout, labels: str | None) -> Profile | None:
         return None
     trained = _md5(lock.get("tokenizer", {}).get("deps", ()))
     note, profile = _folder(checkout) / "data.json", _folder(checkout) / "profile.json"
-    if note.is_file() and read_json(note)["md5"] == trained:
-        return Profile.read(profile)
+    if note.is_file() and read_note(note, lambda tree: tree["md5"], do=_DO) == trained:
+        return read_note(profile, Profile.taken, do=_DO)
     if trained is None or _md5(lock.get("data", {}).get("outs", ())) != trained:
         return None
     found_here = [checkout.root / path for path in TABLES]
@@ -75,7 +77,7 @@ def begin(checkout: Checkout, why: str) -> None:
 def begun(checkout: Checkout) -> str | None:
     """Why a training began that has not come to its decision; None if there is none."""
     note = _folder(checkout) / "begun.json"
-    return str(read_json(note)["why"]) if note.is_file() else None
+    return read_note(note, lambda tree: str(tree["why"]), do=_DO) if note.is_file() else None
 
 
 def end(checkout: Checkout) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data import records
-from tasks.files import read_json, write_json
+from tasks.files import write_json
 
 # R records, B bins of lengths, W buckets of words
 _N_BUCKETS = 4096
@@ -60,8 +60,8 @@ class Profile:
         write_json(path, tree)
 
     @classmethod
-    def read(cls, path: Path) -> Profile:
-        tree = read_json(path)
+    def taken(cls, tree: Any) -> Profile:
+        """Of what `write` has written."""
         return cls(**{**tree, "ids": frozenset(tree["ids"])})
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks import redact
+from tasks.errors import UserError
 from tasks.runtime.checkout import Checkout
 
 _FIXED = {
@@ -47,8 +50,12 @@ _DEFAULTS = {
 
 
 def prepare(checkout: Checkout) -> None:
-    """Set the environment of this process and of all that it starts. Call before importing an engine."""
+    """Set the environment of this process and of all that it starts. Call before importing an engine.
+
+    Raises `UserError` for an address of an engine that is none: each engine says so later and in its own way.
+    """
     redact.install()
+    _check_addresses()
     os.environ.update(_FIXED)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -62,3 +69,42 @@ def prepare(checkout: Checkout) -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if str(checkout.root) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(checkout.root), *paths])
+
+
+def _check_addresses() -> None:
+    for name, (is_one, form) in _ADDRESSES.items():
+        value = os.environ.get(name)
+        if value and not is_one(value):
+            shown = redact.redacted(value)
+            raise UserError(f"{name}={shown!r} in the environment is no address; it must be like {form}.")
+
+
+def _has_host(value: str, *schemes: str) -> bool:
+    """Whether `value` is `SCHEME://HOST`, with or without a port that can be one."""
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    return value.isprintable() and parts.scheme in schemes and bool(re.fullmatch(r"[\w.:-]+", host)) and port != 0
+
+
+def _is_of_prefect(value: str) -> bool:
+    return _has_host(value, "http", "https")
+
+
+def _is_of_ray(value: str) -> bool:
+    return value == "auto" or _has_host(value if "://" in value else f"ray://{value}", "ray")
+
+
+def _is_of_mlflow(value: str) -> bool:
+    """Of the many kinds that MLflow knows, only those of the web are looked at."""
+    is_of_the_web = value.strip().lower().startswith(("http:", "https:"))
+    return _has_host(value, "http", "https") if is_of_the_web else value.isprintable()
+
+
+_ADDRESSES = {
+    "PREFECT_API_URL": (_is_of_prefect, "http://HOST:PORT/api"),
+    "RAY_ADDRESS": (_is_of_ray, "auto, HOST:PORT or ray://HOST:PORT"),
+    "MLFLOW_TRACKING_URI": (_is_of_mlflow, "http://HOST:PORT, sqlite:///FILE or another of MLflow's"),
+}

@@ -39,7 +39,19 @@ def _repo(root: Path) -> Any:
     try:
         return Repo(str(root))
     except DvcException as error:
-        raise UserError(f"DVC cannot open this checkout: {error}", exit_code=1) from None
+        raise UserError(
+            f"DVC cannot open this checkout: {_told(error)}. Mend .dvc/config or .dvc/config.local."
+        ) from None
+
+
+def _told(error: BaseException) -> str:
+    """What DVC says, and what it says of the causes: the line of a file is there."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(str(cause).strip().rstrip("."))
+        cause = cause.__cause__
+    return ": ".join(dict.fromkeys(causes))
 
 
 def _reasons(changes: list[Any]) -> list[str]:
@@ -69,7 +81,9 @@ def plan(root: Path, graph: Mapping[str, Stage], targets: list[str], parameters:
         with contextlib.chdir(root), _repo(root) as repo:  # DVC takes paths from the working directory
             status: dict[str, Any] = repo.status()
     except DvcException as error:
-        raise UserError(f"DVC cannot tell the state of this checkout: {error}", exit_code=1) from None
+        raise UserError(
+            f"DVC cannot tell the state of this checkout: {_told(error)}. Mend what it names, or restore it with git."
+        ) from None
     stale: dict[str, list[str]] = {}
     for name in graph:
         if name not in wanted:
@@ -124,12 +138,7 @@ def reproduce(root: Path, name: str, *, run_cache: bool = True) -> bool:
         with contextlib.chdir(root), _repo(root) as repo:
             done = repo.reproduce(targets=[name], single_item=True, run_cache=run_cache)
     except DvcException as error:
-        causes: list[str] = []
-        cause: BaseException | None = error
-        while cause is not None:
-            causes.append(str(cause))
-            cause = cause.__cause__
-        text = ": ".join(dict.fromkeys(causes))
+        text = _told(error)
         found = re.search(r"exited with (-?\d+)", text)
         raise StageFailed(name, int(found.group(1)) if found else 1, text) from None
     return bool(done)

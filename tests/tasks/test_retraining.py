@@ -9,6 +9,7 @@ import yaml
 
 from tasks.data import records
 from tasks.data.records import DEMONSTRATION_COLUMNS, TEXT_COLUMNS, Demonstration, TextRecord
+from tasks.files import read_json
 from tasks.retraining import baseline
 from tasks.retraining import profile as profiles
 from tasks.retraining.profile import Profile, compare, jensen_shannon, reasons
@@ -46,7 +47,7 @@ def test_the_same_data_is_nothing_new_and_survives_the_disk(tmp_path):
     assert len(first.ids) == 25
     assert first.sources == {"files:own.jsonl (MIT)": 20, "maths (CC0)": 5}
     first.write(tmp_path / "profile.json")
-    found = compare(Profile.read(tmp_path / "profile.json"), Profile.of(tmp_path))
+    found = compare(Profile.taken(read_json(tmp_path / "profile.json")), Profile.of(tmp_path))
     assert (found.n_new, found.n_gone, found.new_labels) == (0, 0, False)
     assert found.length_drift == found.vocabulary_drift == found.source_drift == 0.0
     assert reasons(found, min_new_records=1, limits=LIMITS) == []

@@ -1,0 +1,130 @@
+"""One process that runs many `axon` commands in a checkout, as `flows.cli.main` runs each: the imports are paid once.
+
+Run as `python -m tests.flows.command_server FD` in the root of a workspace: it reads a case as a line of JSON from its
+standard input (argv, files to put in place as base64 or null for none, variables), and writes what came of it to the
+file descriptor. Whatever a case has changed is put back before the next.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Locks are taken by every command, and DVC keeps what it has hashed; neither is anything that a user made.
+PASSED_OVER = (".git", ".dvc/tmp", ".axon/locks", ".axon/matplotlib")
+
+
+def tree(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, time and inode of every file below `root` that a command has no business to touch where it fails."""
+    found: dict[str, tuple[int, int, int]] = {}
+    waiting = [str(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                name = os.path.relpath(entry.path, root)
+                if name in PASSED_OVER or entry.name == "__pycache__":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                stat = entry.stat(follow_symlinks=False)
+                found[name] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """(exit code, traceback of what was raised in place of one) of `axon ARGV`."""
+    from flows import cli
+
+    try:
+        cli.main(argv)
+    except SystemExit as left:
+        if isinstance(left.code, int) or left.code is None:
+            return left.code or 0, ""
+        return 1, ""
+    except BaseException:  # noqa: BLE001 that is what is looked for
+        return -1, traceback.format_exc()
+    return 0, ""
+
+
+@contextlib.contextmanager
+def captured(told: dict[str, str]) -> Iterator[None]:
+    """Both streams of this process, by their descriptors: what C libraries and children say too."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        kept = os.dup(1), os.dup(2)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in enumerate(kept, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            for name, file in (("stdout", out), ("stderr", err)):
+                file.seek(0)
+                told[name] = file.read().decode(errors="replace")
+
+
+def put(path: Path, content: bytes | None) -> None:
+    """Make `path` hold `content`, or be no file."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+class Server:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._variables = dict(os.environ)
+        self._pristine: dict[str, bytes | None] = {}  # the files of cases as they were
+
+    def answer(self, case: dict[str, Any]) -> dict[str, Any]:
+        os.environ.clear()
+        os.environ.update(self._variables | case["variables"])
+        os.chdir(self._root)
+        for name, content in case["files"].items():
+            path = self._root / name
+            self._pristine.setdefault(name, path.read_bytes() if path.is_file() else None)
+            put(path, None if content is None else base64.b64decode(content))
+        before = tree(self._root)
+        contents = {name: (self._root / name).read_bytes() for name in case["watched"] if (self._root / name).is_file()}
+        told: dict[str, str] = {}
+        with captured(told):
+            code, raised = run(case["argv"])
+        os.chdir(self._root)
+        after = tree(self._root)
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        for name in changed:
+            if name in contents:
+                (self._root / name).write_bytes(contents[name])
+            elif name not in before:
+                (self._root / name).unlink()
+        for name in case["files"]:
+            put(self._root / name, self._pristine[name])
+        return {"code": code, "raised": raised, "changed": changed, **told}
+
+
+def main() -> None:
+    server = Server(Path.cwd())
+    with os.fdopen(int(sys.argv[1]), "w") as answers:
+        for line in sys.stdin:
+            answers.write(json.dumps(server.answer(json.loads(line))) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Mutated inputs and arguments through the command line itself: one clear message and its exit code, nothing touched.
+
+A few of each kind in every run; `make test-slow` tries over 1,000. tests/tasks/test_fuzz.py does the same to functions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from hypothesis import strategies as st
+
+from tests.flows.conftest import FinishedRun
+from tests.flows.fuzzing import Commands, for_many
+from tests.flows.workspace import Workspace
+from tests.tasks.test_fuzz import OWN, SCALARS, keys, mutated
+
+pytestmark = pytest.mark.engines
+PLAUSIBLE = ["", "-1", "0", "1", "7", "0.5", "1e9", "3e-05", "nan", "-inf", "true", "null", "[]", "{}", "''", "a b"]
+WORDS = st.one_of(
+    st.sampled_from(PLAUSIBLE),
+    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=16),
+)
+
+
+@pytest.fixture(scope="module")
+def axon(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Commands in a copy of a workspace in which the whole pipeline has run."""
+    root = tmp_path_factory.mktemp("fuzzed") / "checkout"
+    shutil.copytree(finished.workspace.root, root, symlinks=True)
+    commands = Commands(Workspace(root))
+    yield commands
+    commands.close()
+
+
+def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+@few_and_many(30, 150)
+def test_params_yaml(axon: Commands, n: int):
+    content = (axon.root / "params.yaml").read_bytes()
+    for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"params.yaml": mutant}, "params.yaml"))
+
+
+def refused_or_planned(axon: Commands, files: dict[str, bytes], name: str, *argv: str) -> None:
+    """A dry run either says what would run, or refuses; then so does the run itself, in the same words."""
+    dry = axon("run", "--dry-run", *argv, files=files)
+    if dry.code == 0:
+        dry.is_clean(0)
+        assert "nothing was run" in dry.stdout
+        assert dry.changed == ()
+        return
+    dry.refuses(name)
+    real = axon("run", *argv, files=files)
+    real.refuses(name)
+    assert real.stderr == dry.stderr
+
+
+@few_and_many(20, 150)
+def test_values_of_params_yaml(axon: Commands, n: int):
+    content = (axon.root / "params.yaml").read_text()
+
+    def check(case: tuple[str, object]) -> None:
+        key, value = case
+        tree = yaml.safe_load(content)
+        *path, last = key.split(".")
+        section = tree
+        for part in path:
+            section = section[part]
+        section[last] = value
+        refused_or_planned(axon, {"params.yaml": yaml.safe_dump(tree).encode()}, "params.yaml")
+
+    for_many(n, st.tuples(st.sampled_from(keys(yaml.safe_load(content))), SCALARS), check)
+
+
+@few_and_many(20, 150)
+def test_assignments(axon: Commands, n: int):
+    known = keys(yaml.safe_load((axon.root / "params.yaml").read_text()))
+    pairs = st.tuples(st.sampled_from(known), WORDS).map("=".join)
+
+    def check(assignment: str) -> None:
+        refused_or_planned(axon, {}, "--set", f"--set={assignment}")
+
+    for_many(n, st.one_of(WORDS, pairs), check)
+
+
+@few_and_many(15, 100)
+def test_dvc_yaml(axon: Commands, n: int):
+    content = (axon.root / "dvc.yaml").read_bytes()
+    for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"dvc.yaml": mutant}, "dvc.yaml"))
+
+
+@few_and_many(15, 100)
+def test_dvc_lock(axon: Commands, n: int):
+    content = (axon.root / "dvc.lock").read_bytes()
+    for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"dvc.lock": mutant}, "dvc.lock"))
+
+
+@few_and_many(10, 60)
+def test_files_of_one_s_own(axon: Commands, n: int):
+    named = "data.files=[{path: sources/own.jsonl, license: MIT}]"
+    check = lambda mutant: refused_or_planned(axon, {"sources/own.jsonl": mutant}, "sources/own.jsonl", "--set", named)  # noqa: E731
+    for_many(n, mutated(OWN), check)
+
+
+@few_and_many(5, 50)
+def test_constraints(axon: Commands, n: int):
+    content = (axon.root / "constraints.txt").read_bytes()
+
+    def check(mutant: bytes) -> None:
+        told = axon("doctor", files={"constraints.txt": mutant})
+        told.is_clean(0, 1, 2)
+        assert "constraints.txt" in told.stdout + told.stderr
+        assert told.changed == ()
+
+    for_many(n, mutated(content), check)
+
+
+MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json", "generation_config.json")
+
+
+@few_and_many(20, 120)
+def test_a_model_s_directory(axon: Commands, n: int):
+    def check(case: tuple[str, bytes | None]) -> None:
+        name, mutant = case
+        told = axon("generate", "1 + 1 = ?", "--model=sft", "--max-new-tokens=2", files={f"models/sft/{name}": mutant})
+        told.is_clean(0, 1, 2)
+        assert told.changed == ()
+        if told.code:
+            told.refuses("models/sft", name, codes=(1, 2))
+
+    there = [name for name in MODEL_FILES if (axon.root / "models" / "sft" / name).is_file()]
+    contents = {name: (axon.root / "models" / "sft" / name).read_bytes() for name in there}
+    cases = st.sampled_from(there).flatmap(
+        lambda name: st.tuples(st.just(name), st.one_of(st.none(), mutated(contents[name])))
+    )
+    for_many(n, cases, check)
+
+
+@few_and_many(8, 50)
+def test_policy(axon: Commands, n: int):
+    def check(mutant: bytes) -> None:
+        told = axon("audit", "models/sft", "--policy=policy.yaml", files={"policy.yaml": mutant})
+        if told.code == 2:
+            told.refuses("policy.yaml")
+        told.is_clean(0, 1, 2)
+
+    for_many(n, mutated((axon.root / "policy.yaml").read_bytes()), check)
+
+
+@few_and_many(10, 80)
+def test_statements(axon: Commands, n: int):
+    folder = axon.root / "lineage" / "statements"
+    names = sorted(path.name for path in folder.iterdir())
+    contents = {name: (folder / name).read_bytes() for name in names}
+
+    def check(case: tuple[str, bytes | None]) -> None:
+        name, mutant = case
+        if mutant == contents[name]:
+            return
+        files = {f"lineage/statements/{name}": mutant}
+        audited = axon("audit", files=files)
+        audited.is_clean(1)
+        assert name[:6] in audited.stdout, "the finding names the statement"
+        for command in (["lineage", "models/ppo"], ["history"], ["restore", "run"]):
+            axon(*command, files=files).is_clean(0, 1, 2)
+
+    cases = st.sampled_from(names).flatmap(
+        lambda name: st.tuples(st.just(name), st.one_of(st.none(), mutated(contents[name])))
+    )
+    for_many(n, cases, check)
+
+
+STATE = {
+    ".axon/schedule/schedule.json": (
+        json.dumps({"cron": None, "every_s": 3600.0, "on_data": False, "limit_s": 86400.0, "paused": False}).encode(),
+        [["schedule"], ["schedule", "--pause"]],
+    ),
+    ".axon/schedule/requests/a.json": (b'{"why": "asked for", "time": 1700000000.5}', [["schedule"]]),
+    ".axon/schedule/done/a.json": (
+        b'{"occasion": "schedule", "began": 1.0, "ended": 2.0, "outcome": "kept: x"}',
+        [["schedule"]],
+    ),
+    ".axon/promotion/pending.json": (b'{"aliases": {"champion": "1"}}', [["run", "--dry-run"], ["run"], ["promote"]]),
+    ".axon/registered.json": (None, [["run", "--dry-run"], ["run"]]),
+    ".axon/lineage-head.json": (None, [["keys"], ["report", "--live"], ["audit"]]),
+    ".axon/keys/signing.pem": (None, [["keys"], ["audit"]]),
+}
+
+
+@few_and_many(20, 120)
+def test_files_of_the_state(axon: Commands, n: int):
+    contents = {name: made or (axon.root / name).read_bytes() for name, (made, _) in STATE.items()}
+    schedule = ".axon/schedule/schedule.json"
+
+    def check(case: tuple[str, bytes, int]) -> None:
+        name, mutant, which = case
+        argv = STATE[name][1][which % len(STATE[name][1])]
+        files = {name: mutant} if name == schedule else {schedule: contents[schedule], name: mutant}
+        told = axon(*argv, files=files, watched=list(STATE))
+        told.is_clean(0, 1, 2, 3)
+        if told.code == 2 or (told.code == 1 and argv != ["audit"]):
+            assert name.rpartition("/")[2] in told.stderr, told
+
+    cases = st.sampled_from(sorted(STATE)).flatmap(
+        lambda name: st.tuples(st.just(name), mutated(contents[name]), st.integers(0, 2))
+    )
+    for_many(n, cases, check)
+
+
+ARGUMENTS = [
+    (["restore"], []),
+    (["promote"], []),
+    (["promote"], ["--force", "--reason=why"]),
+    (["rollback", "--reason=why", "--to"], []),
+    (["schedule", "--cron"], []),
+    (["schedule", "--cron=0 3 * * *", "--timezone"], []),
+    (["schedule", "--every"], []),
+    (["schedule", "--on-data", "--limit"], []),
+    (["lineage"], []),
+    (["lineage", "show"], ["--format=json"]),
+    (["lineage", "diff", "run"], []),
+    (["lineage", "record"], []),
+    (["lineage", "model"], ["--records"]),
+    (["audit"], []),
+    (["audit", "--key"], []),
+    (["audit", "--head"], []),
+    (["audit", "--format"], []),
+    (["audit", "--offline"], []),
+    (["audit", "--policy"], []),
+    (["audit", "--reproduce"], []),
+    (["history", "--format"], []),
+    (["forget", "--record"], []),
+    (["forget", "--where"], []),
+    (["forget", "--source"], []),
+    (["generate", "x", "--model"], []),
+    (["generate", "x", "--model=sft", "--max-new-tokens"], []),
+    (["generate", "x", "--model=sft", "--max-new-tokens=2", "--temperature"], []),
+    (["generate", "x", "--model=sft", "--max-new-tokens=2", "--top-p"], []),
+    (["generate", "x", "--model=sft", "--max-new-tokens=2", "--seed"], []),
+    (["generate", "--model=sft", "--max-new-tokens=2"], []),
+    (["run", "--dry-run"], []),
+    ([], []),
+]
+# What may be right, so that mutations of it reach beyond the first check.
+SEEDS = ["run~1", "1", "models/ppo", "sft~1", "axon-chat@champion", "0 3 * * *", "6h", "maths", "0.5", "text = 'x'"]
+
+
+@few_and_many(60, 320)
+def test_arguments(axon: Commands, n: int):
+    def check(case: tuple[tuple[list[str], list[str]], str]) -> None:
+        (before, behind), word = case
+        told = axon(*before, word, *behind, watched=(".axon/schedule/schedule.json",))
+        told.is_clean(0, 1, 2, 3)
+        if told.code == 2:
+            told.refuses()
+        if told.code == 1 and "audit" not in before:
+            assert told.stderr.strip()
+
+    mutants = st.sampled_from(SEEDS).flatmap(lambda seed: mutated(seed.encode())).map(as_argument)
+    for_many(n, st.tuples(st.sampled_from(ARGUMENTS), st.one_of(WORDS, mutants)), check)
+
+
+def as_argument(content: bytes) -> str:
+    return content.decode(errors="ignore").replace("\x00", "")
+
+
+ENVIRONMENT = [
+    ("AXON_LINEAGE", "off", [["run"], ["promote", "1"]]),
+    ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", [["lineage", "axon-chat@champion"], ["generate", "x"], ["audit"]]),
+    ("PREFECT_API_URL", "http://127.0.0.1:9/api", [["run", "--dry-run"]]),
+    ("RAY_ADDRESS", "127.0.0.1:9", [["run", "--dry-run"]]),
+]
+
+
+@few_and_many(10, 80)
+def test_values_of_the_environment(axon: Commands, n: int):
+    def check(case: tuple[tuple[str, str, list[list[str]]], bytes, int]) -> None:
+        (name, _, commands), mutant, which = case
+        variables = {
+            name: as_argument(mutant),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+        }
+        told = axon(*commands[which % len(commands)], variables=variables)
+        told.is_clean(0, 1, 2, 3)
+        if told.code == 2:
+            told.refuses(name)
+
+    def mutations(one: tuple[str, str, list[list[str]]]) -> st.SearchStrategy:
+        values = st.one_of(mutated(one[1].encode()), WORDS.map(str.encode))
+        return st.tuples(st.just(one), values, st.integers(0, 2))
+
+    for_many(n, st.sampled_from(ENVIRONMENT).flatmap(mutations), check)
