@@ -251,7 +251,9 @@ def _explained(error: Exception) -> tuple[str, int]:
     """What to say of an error, and the exit code: a mistake of the user's, the machine's fault, or ours."""
     if isinstance(error, UserError):
         return str(error), error.exit_code
-    fault = machine_fault(error)
+    from tasks.tracking import mlflow_store
+
+    fault = machine_fault(error) or mlflow_store.fault(error)
     if fault:
         return fault, 1
     if isinstance(error, OSError):

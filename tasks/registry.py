@@ -117,7 +117,9 @@ def download(checkout: Checkout, wanted: str) -> Path:
             version = store.get_model_version(NAME, wanted)
         else:
             version = store.get_model_version_by_alias(NAME, wanted)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         has_not = f"version {wanted}" if wanted.isdigit() else f"{wanted} yet"
         raise UserError(f"{NAME} has no {has_not}; `axon run` registers one.", exit_code=1) from None
     path = Path(download_artifacts(artifact_uri=version.source, tracking_uri=checkout.tracking_uri))

@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
+from tasks.redact import redacted
 from tasks.runtime import training_group, worker
 from tasks.runtime.checkout import Checkout
 
@@ -54,7 +55,15 @@ def start(params: Parameters) -> str:
     ray = _ray()
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
-        ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+        except (OSError, RuntimeError, ValueError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the Ray cluster at RAY_ADDRESS={redacted(cluster)} cannot be joined: {redacted(first)} "
+                "Start it, or unset RAY_ADDRESS: a run then starts a Ray of its own.",
+                exit_code=1,
+            ) from None
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(

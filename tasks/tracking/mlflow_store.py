@@ -22,6 +22,7 @@ from tasks.tracking import databases, journal
 EXPERIMENT = "axon"
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
+_LONGEST = 300  # characters of an error
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -65,6 +66,26 @@ class StoreAway(Exception):
     """MLflow does not answer, or has no room; what was to be told waits in the journals."""
 
 
+def fault(error: BaseException) -> str | None:
+    """What to say of an error of MLflow's client or of its database, and what to do; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.partition(".")[0] in ("mlflow", "sqlalchemy"):
+            address = os.environ.get("MLFLOW_TRACKING_URI")
+            return (
+                f"MLflow at {redacted(address) if address else '.axon/mlflow.db'} does not answer as it must: "
+                f"{_first_line(seen)}. {'Start it or mend MLFLOW_TRACKING_URI' if address else 'Mend that'}, and run "
+                "this again; what it was not told is kept."
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    line = redacted((str(error).splitlines() or [type(error).__name__])[0]).rstrip(".")
+    return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
+
+
 class Sender:
     """Delivers journals of one checkout. Not for use from two threads at once: `deliver` holds a lock."""
 
@@ -79,8 +100,7 @@ class Sender:
         try:
             self._deliver()
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StoreAway(f"MLflow at {redacted(self._checkout.tracking_uri)}: {redacted(first)[:300]}") from error
+            raise StoreAway(f"MLflow at {redacted(self._checkout.tracking_uri)}: {_first_line(error)}") from error
 
     def _deliver(self) -> None:
         with self._lock:
