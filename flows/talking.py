@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import registry
 from tasks.errors import UserError
+from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
 
 STAGES = ("pretrain", "sft", "sft_continued", "ppo", "dpo")
@@ -19,6 +20,7 @@ def directory_of(checkout: Checkout, model: str) -> Path:
         directory = checkout.root / "models" / model
         if not directory.is_dir():
             raise UserError(f"models/{model} is not there yet; make it with `axon run {model}`.", exit_code=1)
+        _verify(checkout, model, directory)
         return directory
     if model in (registry.CHAMPION, registry.CHALLENGER):
         return registry.download(checkout, model)
@@ -26,17 +28,47 @@ def directory_of(checkout: Checkout, model: str) -> Path:
     raise UserError(f"--model {model!r} is not a model; allowed: {allowed}.")
 
 
+def _verify(checkout: Checkout, model: str, directory: Path) -> None:
+    """A `UserError` unless the directory is what `dvc.lock` says that its stage wrote, as for a registered version."""
+    outs = stages.read_lock(checkout.root).get(model, {}).get("outs", ())
+    recorded = {out["path"]: out.get("md5") for out in outs}.get(f"models/{model}")
+    found = stages.digest(directory) if recorded else None
+    if found == recorded:
+        return
+    raise UserError(
+        f"models/{model} has MD5 {found}, but dvc.lock records {recorded}: it was damaged or edited. Delete it and run "
+        f"`axon run {model}`: it is restored or made again.",
+        exit_code=1,
+    )
+
+
+def _load(directory: Path) -> tuple[Any, Any]:
+    """(tokenizer, model); a `UserError` where one cannot be read or they do not go together."""
+    import axon_models
+    from tasks.tokenizers import bytelevel
+
+    try:
+        tokenizer, module = bytelevel.load(directory), axon_models.load(directory)
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        if largest >= module.config.vocab_size:
+            raise ValueError(f"token {largest} of its tokenizer is beyond the {module.config.vocab_size} of the model")
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # noqa: BLE001 tokenizers raises nothing narrower
+        raise UserError(
+            f"{directory} holds no model that can be loaded: {error}\nDelete it and run `axon run`: it is restored or "
+            "made again.",
+            exit_code=1,
+        ) from None
+    return tokenizer, module
+
+
 class Speaker:
     """A loaded model with its tokenizer."""
 
     def __init__(self, checkout: Checkout, model: str) -> None:
-        directory = directory_of(checkout, model)
-        import axon_models
-        from tasks.tokenizers import bytelevel
-
         self.name = model
-        self._tokenizer = bytelevel.load(directory)
-        self._module = axon_models.load(directory)
+        self._tokenizer, self._module = _load(directory_of(checkout, model))
 
     def say(self, tokens: list[int], emit: Callable[[str], None], **settings: Any) -> int:
         """Generate behind `tokens`, passing text on as it becomes whole characters; returns the count of tokens."""
