@@ -42,6 +42,8 @@ def _alone(checkout: Checkout, who: str) -> Iterator[None]:
 
 def promote(checkout: Checkout, version: str | None, *, force: bool, reason: str | None) -> bool:
     """Hold the challenger (or `version`) against the champion; whether it has the place now."""
+    if reason is not None:
+        _check_reason(reason)
     if force != (reason is not None):
         raise UserError("--force and --reason go together: who goes past the gate says why.")
     params = load(checkout.root)
@@ -73,6 +75,11 @@ def promote(checkout: Checkout, version: str | None, *, force: bool, reason: str
     return promoted
 
 
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise UserError("--reason must say why, for everyone to read.")
+
+
 def show(console: Console, challenger: Registered, champion: Registered, decision: Decision) -> None:
     """The decision for a reader: the verdict, then each figure with its interval."""
     table = Table(box=SIMPLE, pad_edge=False, header_style="bold")
@@ -95,6 +102,7 @@ def show(console: Console, challenger: Registered, champion: Registered, decisio
 
 def rollback(checkout: Checkout, to: str | None, *, reason: str) -> None:
     """Give the place back to the champion before this one, or to version `to`."""
+    _check_reason(reason)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     with _alone(checkout, "axon rollback"):
         statements = decisions.statements_of(checkout)

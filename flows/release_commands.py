@@ -86,7 +86,9 @@ def schedule_(
     from flows import schedule
 
     checkout = _checkout()
-    wants_time = bool(cron or every or on_data)
+    wants_time = cron is not None or every is not None or on_data
+    if not wants_time and (limit, timezone) != ("1d", schedule.UTC):
+        raise UserError("--limit and --timezone go with --cron, --every or --on-data.")
     if sum((wants_time, pause, resume, run_now, remove)) > 1:
         raise UserError("--pause, --resume, --run-now and --remove go alone.")
     if wants_time:

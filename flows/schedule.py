@@ -16,8 +16,11 @@ from tasks.files import write_json
 from tasks.runtime.checkout import Checkout
 from tasks.state_files import read_note
 
+UTC = "UTC"
+_N_CRON_FIELDS = 5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SHORTEST_S = 5
+LONGEST_S = 3650 * 86400
 _LATEST = 1e11  # seconds since 1970
 _NONE = 'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
 
@@ -34,7 +37,7 @@ class Schedule:
     on_data: bool = False
     limit_s: float = 86400.0
     paused: bool = False
-    timezone: str = "UTC"
+    timezone: str = UTC
 
     def __str__(self) -> str:
         when = [f"cron {self.cron} ({self.timezone})"] if self.cron else []
@@ -55,8 +58,10 @@ def seconds(text: str, option: str) -> float:
     """A span of time: 30s, 45m, 6h, 1.5d."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     value = float(found.group(1)) * _UNITS[found.group(2)] if found else 0.0
-    if value < SHORTEST_S:
-        raise UserError(f"{option} {text!r} must be a span of at least {SHORTEST_S}s, like 30s, 45m, 6h or 1d.")
+    if not SHORTEST_S <= value <= LONGEST_S:
+        raise UserError(
+            f"{option} {text!r} must be a span of {span(SHORTEST_S)} to {span(LONGEST_S)}, like 30s, 45m, 6h or 1d."
+        )
     return value
 
 
@@ -78,8 +83,8 @@ def _taken(tree: Any) -> Schedule:
     from pydantic import TypeAdapter
 
     found = TypeAdapter(Schedule).validate_python(tree)
-    if min(found.limit_s, found.every_s or SHORTEST_S) < SHORTEST_S:
-        raise ValueError(f"a span is shorter than {SHORTEST_S}s")
+    if not all(SHORTEST_S <= value <= LONGEST_S for value in (found.limit_s, found.every_s or SHORTEST_S)):
+        raise ValueError(f"a span is not of {span(SHORTEST_S)} to {span(LONGEST_S)}")
     return found
 
 
@@ -92,13 +97,15 @@ def _needed(checkout: Checkout) -> Schedule:
 
 def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bool, limit: str, timezone: str) -> None:
     """Set the schedule, in place of the one before."""
-    if cron and every:
+    if cron is not None and every is not None:
         raise UserError("--cron and --every do not go together; give one of them.")
-    if cron:
+    if timezone != UTC and cron is None:
+        raise UserError(f"--timezone {timezone} goes with --cron: a span is as long everywhere.")
+    if cron is not None:
         _check_cron(cron, timezone)
     wanted = Schedule(
         cron=cron,
-        every_s=seconds(every, "--every") if every else None,
+        every_s=seconds(every, "--every") if every is not None else None,
         on_data=on_data,
         limit_s=seconds(limit, "--limit"),
         timezone=timezone,
@@ -108,6 +115,8 @@ def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bo
 
 
 def _check_cron(cron: str, timezone: str) -> None:
+    if len(cron.split()) != _N_CRON_FIELDS:
+        raise UserError(f"--cron {cron!r} ({timezone}): it must have five fields: minute hour day month weekday.")
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 

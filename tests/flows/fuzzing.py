@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from select import select
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.flows.workspace import Workspace
@@ -96,7 +97,7 @@ class Commands:
         self._answers.close()
 
 
-def for_many(n: int, values: st.SearchStrategy[Value], check: Callable[[Value], Any]) -> None:
-    """Check `n` values, the same ones every time."""
-    tried = settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    tried(given(values)(lambda value: check(value)))()
+def for_many(n: int, values: st.SearchStrategy[Value], check: Callable[[Value], Any], *, name: str = "") -> None:
+    """Check `n` values, the same ones every time; others for another `name`."""
+    tried = settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    tried(seed(zlib.crc32(name.encode()))(given(values)(lambda value: check(value))))()

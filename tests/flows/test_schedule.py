@@ -19,8 +19,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--every", "6"], "--every '6' must be a span of at least 5s, like 30s, 45m, 6h or 1d"),
-        (["--every", "1s"], "must be a span of at least 5s"),
+        (["--every", "6"], "--every '6' must be a span of 5s to 3650d, like 30s, 45m, 6h or 1d"),
+        (["--every", "1s"], "must be a span of 5s"),
+        (["--every", "3651d"], "must be a span of 5s to 3650d"),
+        (["--every", "9" * 400 + "d"], "must be a span of 5s to 3650d"),
+        (["--every", "6h", "--timezone", "Europe/Berlin"], "--timezone Europe/Berlin goes with --cron"),
+        (["--limit", "2h"], "--limit and --timezone go with --cron, --every or --on-data"),
+        (["--cron", "0 0 3 * * *"], "must have five fields"),
+        (["--cron", ""], "must have five fields"),
+        (["--every", ""], "--every '' must be a span"),
         (["--cron", "0 3 * *"], "--cron '0 3 * *' (UTC):"),
         (["--cron", "0 3 * * *", "--timezone", "Mars/Olympus"], "(Mars/Olympus):"),
         (["--cron", "0 3 * * *", "--every", "6h"], "do not go together"),
