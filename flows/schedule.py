@@ -17,6 +17,9 @@ from tasks.runtime.checkout import Checkout
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SHORTEST_S = 5
+_KEPT_NOTES = 2000
+_KEPT_S = 7 * 86400
+TOO_LONG = "it took longer than --limit, and was ended; the next one goes on from its checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class Schedule:
     """One of `cron` and `every_s`, or neither with `on_data`: then a changed source is the only occasion.
 
     A retraining that takes longer than `limit_s` is ended, so that a stuck one does not stand in the way for ever.
+    since: when `every_s` was set, in seconds since 1970; due times are counted from there, whenever a worker starts.
+    notices: whose service gets notices, empty for none; notices_since: when its address was given.
     """
 
     cron: str | None = None
@@ -32,6 +37,9 @@ class Schedule:
     limit_s: float = 86400.0
     paused: bool = False
     timezone: str = "UTC"
+    since: float = 0.0
+    notices: str = ""
+    notices_since: float = 0.0
 
     def __str__(self) -> str:
         when = [f"cron {self.cron} ({self.timezone})"] if self.cron else []
@@ -71,7 +79,7 @@ def read(checkout: Checkout) -> Schedule | None:
     return Schedule(**read_json(path)) if path.is_file() else None
 
 
-def _needed(checkout: Checkout) -> Schedule:
+def needed(checkout: Checkout) -> Schedule:
     found = read(checkout)
     if found is None:
         raise UserError(
@@ -86,15 +94,33 @@ def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bo
         raise UserError("--cron and --every do not go together; give one of them.")
     if cron:
         _check_cron(cron, timezone)
+    every_s = seconds(every, "--every") if every else None
+    before = read(checkout)
     wanted = Schedule(
         cron=cron,
-        every_s=seconds(every, "--every") if every else None,
+        every_s=every_s,
         on_data=on_data,
         limit_s=seconds(limit, "--limit"),
         timezone=timezone,
+        since=before.since if before and before.every_s == every_s else time.time(),
+        notices=before.notices if before else "",
+        notices_since=before.notices_since if before else 0.0,
     )
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(f"retraining {wanted}; `axon worker` runs it while it is up.", soft_wrap=True)
+
+
+def set_notices(checkout: Checkout, service: str) -> None:
+    """Have notices sent by `service`, whose address is kept elsewhere; or none, where it is empty."""
+    wanted = replace(needed(checkout), notices=service, notices_since=time.time())
+    write_json(_file(checkout), asdict(wanted))
+    Console(highlight=False).print(_of_notices(wanted), soft_wrap=True)
+
+
+def _of_notices(wanted: Schedule) -> str:
+    if not wanted.notices:
+        return "no notices: axon schedule --notify sets them"
+    return f"notices of failures, promotions and refusals by {wanted.notices}"
 
 
 def _check_cron(cron: str, timezone: str) -> None:
@@ -109,21 +135,25 @@ def _check_cron(cron: str, timezone: str) -> None:
 
 
 def pause(checkout: Checkout, *, paused: bool) -> None:
-    wanted = replace(_needed(checkout), paused=paused)
+    wanted = replace(needed(checkout), paused=paused)
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(f"retraining {wanted}", soft_wrap=True)
 
 
 def remove(checkout: Checkout) -> None:
-    _needed(checkout)
+    needed(checkout)
     _file(checkout).unlink()
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 
 
-def request(checkout: Checkout, why: str, *, name: str | None = None) -> str:
-    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name."""
+def request(checkout: Checkout, why: str, *, name: str | None = None, occasion: str | None = None) -> str:
+    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name.
+
+    occasion: the id of one that was cut short, which this goes on with.
+    """
     name = name or uuid.uuid4().hex
-    write_json(folder(checkout) / "requests" / f"{name}.json", {"why": why, "time": time.time()})
+    asked = {"why": why, "time": time.time(), "occasion": occasion}
+    write_json(folder(checkout) / "requests" / f"{name}.json", asked)
     return name
 
 
@@ -134,9 +164,11 @@ def requests(checkout: Checkout) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def show(checkout: Checkout) -> None:
-    """The schedule, and the retrainings so far that were noted."""
+    """The schedule, and what came of the last occasions."""
     console = Console(highlight=False)
-    console.print(f"retraining {_needed(checkout)}", soft_wrap=True)
+    wanted = needed(checkout)
+    console.print(f"retraining {wanted}", soft_wrap=True)
+    console.print(_of_notices(wanted), soft_wrap=True)
     waiting = requests(checkout)
     if waiting:
         console.print(f"{len(waiting)} asked for, not yet begun")
@@ -145,16 +177,41 @@ def show(checkout: Checkout) -> None:
         console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True)
 
 
-def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> bool:
-    """Keep how an occasion ended, by the id of its flow run; the first word counts. Whether this was it."""
+def note(
+    checkout: Checkout,
+    flow_run: str,
+    *,
+    occasion: str,
+    outcome: str,
+    began: float | None = None,
+    due: float | None = None,
+    failed: bool = False,
+) -> bool:
+    """Keep what came of an occasion, by the id of its flow run; the first word counts. Whether this was it.
+
+    began: when it started, None if it never did. due: when it should have. Both in seconds since 1970.
+    """
     path = folder(checkout) / "done" / f"{flow_run}.json"
     if path.is_file():
         return False
-    write_json(path, {"occasion": occasion, "began": began, "ended": time.time(), "outcome": outcome})
+    told = {"flow_run": flow_run, "occasion": occasion, "due": due, "began": began, "ended": time.time()}
+    write_json(path, {**told, "outcome": outcome, "failed": failed})
     return True
 
 
+def is_noted(checkout: Checkout, flow_run: str) -> bool:
+    return (folder(checkout) / "done" / f"{flow_run}.json").is_file()
+
+
 def noted(checkout: Checkout) -> list[dict[str, Any]]:
-    """How each occasion ended, oldest first."""
+    """What came of each occasion, oldest first."""
     found = [read_json(path) for path in (folder(checkout) / "done").glob("*.json")]
     return sorted(found, key=lambda line: float(line["ended"]))
+
+
+def forget_old_notes(checkout: Checkout) -> None:
+    """Keep the newest notes, and those of some days: a schedule of minutes writes a hundred thousand in a year."""
+    paths = sorted((folder(checkout) / "done").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in paths[:-_KEPT_NOTES]:
+        if time.time() - path.stat().st_mtime > _KEPT_S:
+            path.unlink(missing_ok=True)
