@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test lint clean
+.PHONY: install run run-hour test test-slow test-scheduled lint clean
 
 install: $(STAMP)
 
@@ -37,6 +37,11 @@ test: install
 # What takes minutes each: every stage under plain `dvc repro`, more kills. Results are in docs/performance.md.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Scheduled retraining for ten minutes with faults at moments that the seed decides. Results are in docs/scheduled-runs.md.
+SEED ?= 1
+test-scheduled: install
+	AXON_TEST_SEED=$(SEED) $(BIN)/python -m pytest -m slow -s tests/flows/test_scheduled_runs.py
 
 clean:
 	$(BIN)/axon clean

@@ -106,7 +106,10 @@ def ui() -> None:
 @app.command()
 def report(
     live: Annotated[
-        bool, typer.Option("--live", help="Instead: how deterministic stages are, versions, end of the chain.")
+        bool,
+        typer.Option(
+            "--live", help="Instead: how deterministic stages are, versions, quality over time, end of the chain."
+        ),
     ] = False,
 ) -> None:
     """Show the last run's report here, and say where its page is."""

@@ -66,8 +66,18 @@ def refuse_unfit(version: str, known: Mapping[str, Registered], statements: list
         raise UserError(f"{NAME} version {version} holds records that were asked to be forgotten: it stays out.")
 
 
-def decide(checkout: Checkout, params: Parameters, challenger: Registered, champion: Registered) -> Decision:
-    """Measure both on the same items, apply the rules, record the decision and carry it out. Needs a running Ray."""
+def decide(
+    checkout: Checkout,
+    params: Parameters,
+    challenger: Registered,
+    champion: Registered,
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> Decision:
+    """Measure both on the same items, apply the rules, record the decision and carry it out. Needs a running Ray.
+
+    about: what else the statement says, of the retraining that asks.
+    """
     started = time.time()
     with Journal(checkout.journals, "gate") as record:
         parent = os.environ.get(journal.PIPELINE_ID)
@@ -106,6 +116,7 @@ def decide(checkout: Checkout, params: Parameters, challenger: Registered, champ
                 "figures": figures,
                 "evaluation_set": items.digest,
                 "n_items": {"prompts": len(items.prompts), "texts": len(items.texts)},
+                **(about or {}),
             },
             evaluated_on=items,
             started=started,
@@ -233,12 +244,17 @@ def _guards(params: Parameters, items: EvaluationSet) -> dict[str, float]:
 
 
 def _findings(checkout: Checkout, challenger: Registered) -> list[str]:
-    """What an audit of the challenger, and of all behind it, finds; the policy is a part of it."""
+    """What an audit of the challenger, and of all behind it, finds; the policy is a part of it.
+
+    Data that came while it was trained is for the next retraining, and speaks against nobody.
+    """
     from tasks.lineage import policy
     from tasks.lineage.audit import examination
 
     rules = policy.load(checkout.root / policy.FILE)
-    report = examination.of_checkout(checkout, target=f"{NAME}@{challenger.version}", policy=rules).report
+    report = examination.of_checkout(
+        checkout, target=f"{NAME}@{challenger.version}", policy=rules, sources_may_move=True
+    ).report
     return [f"audit: {f.place}: expected {f.expected}, found {f.found}" for f in report.findings]
 
 

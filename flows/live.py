@@ -1,6 +1,7 @@
 """`axon report --live`: what is known of this checkout beyond its last run; a view, and never an output of DVC.
 
-How deterministic each stage was found to be, which versions are registered, and where the chain of statements ends.
+How deterministic each stage was found to be, which versions are registered, how good they were over time, and where the
+chain of statements ends.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from flows import quality
 from tasks.lineage import recording, registrations
 from tasks.lineage.audit import determinism
 from tasks.lineage.statement import Statement
 from tasks.lineage.store import StatementStore
 from tasks.lineage.wording import duration, seconds, when
+from tasks.promotion import quality as measured
 from tasks.registry import NAME
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
 
 
 def show(checkout: Checkout) -> None:
-    """Print both tables and the anchor; asks no server and imports none of the engines."""
+    """Print the tables and the anchor; asks no server and imports none of the engines."""
     store = StatementStore.of(checkout)
     statements = [stored.statement for stored in store.all()]
     current = recording.current(checkout, store)
@@ -32,6 +35,7 @@ def show(checkout: Checkout) -> None:
     versions = [s for s in statements if s.kind == "register" and s.parameters.get("name") == NAME]
     if versions:
         console.print(_versions(versions, registrations.aliases(statements, NAME)))
+    quality.show(console, measured.points(statements))
     head = store.head()
     if head is not None:
         console.print(f"anchor: key {head.key} head {head.digest}", soft_wrap=True)

@@ -30,6 +30,7 @@ from tasks.tracking import databases
 _START_LIMIT_S = 120
 _AWAY_LIMIT_S = 30  # a killed server of ours is there again by then
 _MAX_RESTARTS = 5
+_SETTLED_S = 600
 SERVER_NICENESS = 10
 
 
@@ -115,18 +116,21 @@ class _Watched:
         self._started.wait()
 
     def _keep(self) -> None:
-        for _ in range(1 + _MAX_RESTARTS):
+        n_deaths = 0
+        while n_deaths <= _MAX_RESTARTS:
             with self._lock:
                 if self._is_stopping:
                     return
                 self._process = start(self._checkout, self._port, with_services=self._with_services)
                 self._started.set()
-            was_up = False
+            was_up, began = False, time.monotonic()
             while self._process.poll() is None:
                 was_up = was_up or answers(f"{self.url}/api/health")
                 time.sleep(1.0 if was_up else 0.1)
-            if not was_up:
-                break
+            if not was_up and self._process.returncode >= 0:
+                break  # it does not start; one that was killed before it was up may
+            # A worker is up for weeks: what counts is how often the server dies at a time.
+            n_deaths = 1 if time.monotonic() - began > _SETTLED_S else n_deaths + 1
         self.has_given_up = True
 
     def stop(self) -> None:

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import gate, registration
+from flows import gate, quality, registration
 from tasks.errors import UserError
 from tasks.lineage import registrations
 from tasks.lineage.statement import Statement
 from tasks.lineage.wording import when
 from tasks.parameters import load
 from tasks.promotion import decisions
+from tasks.promotion import quality as measured
 from tasks.promotion.decisions import Registered
 from tasks.promotion.gate import Decision
 from tasks.registry import CHAMPION, NAME
@@ -145,10 +146,11 @@ def _before(statements: list[Statement], held: str | None) -> str | None:
 
 
 def history(checkout: Checkout, *, form: str) -> None:
-    """Print every decision, oldest first; asks no server."""
+    """Print every decision, oldest first, and what was measured for it; asks no server."""
     if form not in ("text", "json"):
         raise UserError(f"--format {form}: allowed are text and json.")
-    decided = decisions.history(decisions.statements_of(checkout))
+    statements = decisions.statements_of(checkout)
+    decided = decisions.history(statements)
     if form == "json":
         print(json.dumps([_as_json(s) for s in decided], indent=2, ensure_ascii=False))
         return
@@ -166,10 +168,10 @@ def history(checkout: Checkout, *, form: str) -> None:
         facts = statement.parameters
         action = f"{facts['action']}{', forced' if facts.get('forced') else ''}"
         at = when(statement.finished).removesuffix(" UTC")
-        table.add_row(
-            at, action, str(facts["version"]), str(facts.get("champion") or "–"), escape(str(facts["reason"]))
-        )
+        why = str(facts["reason"]) + (f" (trained for: {facts['because']})" if facts.get("because") else "")
+        table.add_row(at, action, str(facts["version"]), str(facts.get("champion") or "–"), escape(why))
     console.print(table)
+    quality.show(console, measured.points(statements))
 
 
 def _as_json(statement: Statement) -> dict[str, Any]:

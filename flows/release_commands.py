@@ -80,22 +80,40 @@ def schedule_(
     pause: Annotated[bool, typer.Option("--pause", help="Start none until --resume.")] = False,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     run_now: Annotated[bool, typer.Option("--run-now", help="Ask the worker for one.")] = False,
-    remove: Annotated[bool, typer.Option("--remove")] = False,
+    notify: Annotated[
+        bool | None,
+        typer.Option(
+            "--notify/--no-notify",
+            help="Send notices of failures, promotions and refusals to the address in AXON_NOTIFY_URL.",
+            show_default=False,
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show it, as without options.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="With its notices.")] = False,
 ) -> None:
     """Set when to retrain; without options, show it and what came of the last ones. `axon worker` does it."""
-    from flows import schedule
+    from flows import notices, schedule
 
     checkout = _checkout()
     wants_time = cron is not None or every is not None or on_data
     if not wants_time and (limit, timezone) != ("1d", schedule.UTC):
         raise UserError("--limit and --timezone go with --cron, --every or --on-data.")
-    if sum((wants_time, pause, resume, run_now, remove)) > 1:
-        raise UserError("--pause, --resume, --run-now and --remove go alone.")
-    if wants_time:
-        schedule.set_(checkout, cron=cron, every=every, on_data=on_data, limit=limit, timezone=timezone)
+    wants = wants_time or notify is not None
+    if sum((wants, pause, resume, run_now, list_, remove)) > 1:
+        raise UserError("--pause, --resume, --run-now, --list and --remove go alone.")
+    if wants:
+        service = notices.service() if notify else ""
+        if wants_time:
+            schedule.set_(checkout, cron=cron, every=every, on_data=on_data, limit=limit, timezone=timezone)
+        if notify is not None:
+            schedule.needed(checkout)
+            notices.keep_address(checkout) if notify else notices.forget_address(checkout)
+            schedule.set_notices(checkout, service)
     elif pause or resume:
         schedule.pause(checkout, paused=pause)
     elif remove:
+        schedule.needed(checkout)
+        notices.forget_address(checkout)
         schedule.remove(checkout)
     elif run_now:
         schedule.request(checkout, "asked for")

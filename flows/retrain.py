@@ -1,10 +1,12 @@
 """Retraining: pull what is new, decide whether it matters, train, ask the gate, promote or keep, and record why.
 
-Safe to repeat and to kill: every part of it goes on from where it was, and a champion is replaced by the gate alone.
+Safe to repeat and to kill: every part of it goes on from where it was, a champion is replaced by the gate alone, and
+an occasion (`AXON_OCCASION`, or the execution) comes to one decision, however often it is tried.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from rich.console import Console
 from flows import gate, pipeline, registration
 from tasks.errors import UserError
 from tasks.lineage import registrations
+from tasks.lineage.statement import Statement
 from tasks.parameters import Parameters, load
 from tasks.promotion import decisions
 from tasks.registry import CHAMPION, NAME, Version
@@ -26,6 +29,8 @@ from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import StageFailed
 from tasks.tracking.journal import Journal
+
+OCCASION = "AXON_OCCASION"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +53,11 @@ def retrain(checkout: Checkout, *, force: bool = False) -> Outcome:
         with Journal(checkout.journals, "retrain") as record:
             params = load(checkout.root)
             record.start("retrain", kind="retrain", params={"retrain": params.retrain.model_dump(mode="json")})
+            occasion = os.environ.get(OCCASION) or record.id
             try:
-                outcome = _retrain(checkout, params, console, record, force=force)
+                outcome = _decided(checkout, occasion) or _retrain(
+                    checkout, params, console, record, occasion, force=force
+                )
             except StageFailed as error:
                 raise UserError(
                     f"stage {error.stage} failed (exit code {error.code}); what it said is above. The champion stays. "
@@ -62,13 +70,31 @@ def retrain(checkout: Checkout, *, force: bool = False) -> Outcome:
     return outcome
 
 
-def _retrain(checkout: Checkout, params: Parameters, console: Console, record: Journal, *, force: bool) -> Outcome:
+def _decided(checkout: Checkout, occasion: str) -> Outcome | None:
+    """What this occasion has come to already, if it was cut short behind its decision."""
+    statements = decisions.statements_of(checkout)
+    begun = baseline.begun(checkout)
+    if begun is not None and decisions.of_occasion(statements, begun.occasion) is not None:
+        baseline.end(checkout)
+    found = decisions.of_occasion(statements, occasion)
+    return _outcome(found) if found is not None else None
+
+
+def _outcome(found: Statement) -> Outcome:
+    facts = found.parameters
+    return Outcome(action=str(facts["action"]), why=f"{facts['reason']} (decided before it was cut short)")
+
+
+def _retrain(
+    checkout: Checkout, params: Parameters, console: Console, record: Journal, occasion: str, *, force: bool
+) -> Outcome:
     started = time.time()
     for source in pulling.pull(checkout):
         console.print(f"pulled {source}")
     begun = baseline.begun(checkout)
     if begun is not None:
-        return _train(checkout, params, console, f"{begun} (goes on)")
+        occasions = list(dict.fromkeys(filter(None, [begun.occasion, occasion])))
+        return _train(checkout, params, console, f"{begun.why} (goes on)", occasions)
     before = baseline.of(checkout, pulling.labels(checkout, params))
     baseline.keep_lock(checkout)
     _bring(checkout, params, ["data"], console)
@@ -80,15 +106,15 @@ def _retrain(checkout: Checkout, params: Parameters, console: Console, record: J
     console.print(f"training again: {'; '.join(why)}" if why else "not enough is new to train again")
     if not why:
         baseline.put_back(checkout)
-        return _leave(checkout, params, found, started, record)
-    baseline.begin(checkout, "; ".join(why))
-    return _train(checkout, params, console, "; ".join(why))
+        return _leave(checkout, params, found, started, record, occasion)
+    baseline.begin(checkout, "; ".join(why), occasion)
+    return _train(checkout, params, console, "; ".join(why), [occasion])
 
 
-def _train(checkout: Checkout, params: Parameters, console: Console, because: str) -> Outcome:
+def _train(checkout: Checkout, params: Parameters, console: Console, because: str, occasions: list[str]) -> Outcome:
     """Train and decide; cut short anywhere, the next retraining comes here again, whatever is new by then."""
     version = _bring(checkout, params, [], console)
-    outcome = _decide(checkout, params, console, version, because)
+    outcome = _decide(checkout, params, console, version, because, occasions)
     baseline.end(checkout)
     return outcome
 
@@ -111,7 +137,14 @@ def _bring(checkout: Checkout, params: Parameters, targets: list[str], console: 
     return pipeline.execute(prepared, is_whole=not targets)
 
 
-def _leave(checkout: Checkout, params: Parameters, found: Newness | None, started: float, record: Journal) -> Outcome:
+def _leave(
+    checkout: Checkout,
+    params: Parameters,
+    found: Newness | None,
+    started: float,
+    record: Journal,
+    occasion: str,
+) -> Outcome:
     """Record that nothing was trained, and what was looked at."""
     statements = decisions.statements_of(checkout)
     held = registrations.aliases(statements, NAME).get(CHAMPION)
@@ -124,7 +157,7 @@ def _leave(checkout: Checkout, params: Parameters, found: Newness | None, starte
             version=held,
             champion=held,
             reason=why,
-            content={"new": news, "retrain": params.retrain.model_dump(mode="json")},
+            content={"new": news, "retrain": params.retrain.model_dump(mode="json"), "occasions": [occasion]},
             started=started,
             execution=record.id,
         )
@@ -139,18 +172,37 @@ def _in_words(news: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _decide(checkout: Checkout, params: Parameters, console: Console, version: Version | None, because: str) -> Outcome:
+def _decide(
+    checkout: Checkout,
+    params: Parameters,
+    console: Console,
+    version: Version | None,
+    because: str,
+    occasions: list[str],
+) -> Outcome:
     """Hold the new version against the champion."""
     from flows import promotion
 
     if version is None:
         return Outcome(action=decisions.KEPT, why=f"{because}; nothing was registered")
+    started = time.time()
+    about = {"because": because, "occasions": occasions}
     challenger, champion = gate.candidates(checkout, version.version)
-    if champion is None or champion.version == challenger.version:
-        why = "there was no champion" if version.is_new else "training made the champion again"
-        return Outcome(action=decisions.PROMOTED if version.is_new else decisions.KEPT, why=f"{because}; {why}")
+    if champion is None or (champion.version == challenger.version and version.is_new):
+        return Outcome(action=decisions.PROMOTED, why=f"{because}; there was no champion")
+    if champion.version == challenger.version:
+        decisions.record(
+            checkout,
+            action=decisions.KEPT,
+            version=champion.version,
+            champion=champion.version,
+            reason="training made the champion again",
+            content=about,
+            started=started,
+        )
+        return Outcome(action=decisions.KEPT, why=f"{because}; training made the champion again")
     with gate.engines(checkout, params):
-        decision = gate.decide(checkout, params, challenger, champion)
+        decision = gate.decide(checkout, params, challenger, champion, about=about)
     promotion.show(console, challenger, champion, decision)
     action = decisions.PROMOTED if decision.promotes else decisions.KEPT
     return Outcome(action=action, why="; ".join([because, *decision.reasons]))

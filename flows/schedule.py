@@ -23,6 +23,9 @@ SHORTEST_S = 5
 LONGEST_S = 3650 * 86400
 _LATEST = 1e11  # seconds since 1970
 _NONE = 'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
+_KEPT_NOTES = 2000
+_KEPT_S = 7 * 86400
+TOO_LONG = "it took longer than --limit, and was ended; the next one goes on from its checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Schedule:
     """One of `cron` and `every_s`, or neither with `on_data`: then a changed source is the only occasion.
 
     A retraining that takes longer than `limit_s` is ended, so that a stuck one does not stand in the way for ever.
+    since: when `every_s` was set, in seconds since 1970; due times are counted from there, whenever a worker starts.
+    notices: whose service gets notices, empty for none; notices_since: when its address was given.
     """
 
     cron: str | None = None
@@ -38,6 +43,9 @@ class Schedule:
     limit_s: float = 86400.0
     paused: bool = False
     timezone: str = UTC
+    since: float = 0.0
+    notices: str = ""
+    notices_since: float = 0.0
 
     def __str__(self) -> str:
         when = [f"cron {self.cron} ({self.timezone})"] if self.cron else []
@@ -88,7 +96,7 @@ def _taken(tree: Any) -> Schedule:
     return found
 
 
-def _needed(checkout: Checkout) -> Schedule:
+def needed(checkout: Checkout) -> Schedule:
     found = read(checkout)
     if found is None:
         raise UserError(_NONE)
@@ -103,15 +111,33 @@ def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bo
         raise UserError(f"--timezone {timezone} goes with --cron: a span is as long everywhere.")
     if cron is not None:
         _check_cron(cron, timezone)
+    every_s = seconds(every, "--every") if every is not None else None
+    before = read(checkout)
     wanted = Schedule(
         cron=cron,
-        every_s=seconds(every, "--every") if every is not None else None,
+        every_s=every_s,
         on_data=on_data,
         limit_s=seconds(limit, "--limit"),
         timezone=timezone,
+        since=before.since if before and before.every_s == every_s else time.time(),
+        notices=before.notices if before else "",
+        notices_since=before.notices_since if before else 0.0,
     )
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(f"retraining {wanted}; `axon worker` runs it while it is up.", soft_wrap=True)
+
+
+def set_notices(checkout: Checkout, service: str) -> None:
+    """Have notices sent by `service`, whose address is kept elsewhere; or none, where it is empty."""
+    wanted = replace(needed(checkout), notices=service, notices_since=time.time())
+    write_json(_file(checkout), asdict(wanted))
+    Console(highlight=False).print(_of_notices(wanted), soft_wrap=True)
+
+
+def _of_notices(wanted: Schedule) -> str:
+    if not wanted.notices:
+        return "no notices: axon schedule --notify sets them"
+    return f"notices of failures, promotions and refusals by {wanted.notices}"
 
 
 def _check_cron(cron: str, timezone: str) -> None:
@@ -128,22 +154,25 @@ def _check_cron(cron: str, timezone: str) -> None:
 
 
 def pause(checkout: Checkout, *, paused: bool) -> None:
-    wanted = replace(_needed(checkout), paused=paused)
+    wanted = replace(needed(checkout), paused=paused)
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(f"retraining {wanted}", soft_wrap=True)
 
 
 def remove(checkout: Checkout) -> None:
-    if not _file(checkout).is_file():
-        raise UserError(_NONE)
+    needed(checkout)
     _file(checkout).unlink()
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 
 
-def request(checkout: Checkout, why: str, *, name: str | None = None) -> str:
-    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name."""
+def request(checkout: Checkout, why: str, *, name: str | None = None, occasion: str | None = None) -> str:
+    """Ask for one retraining; the request waits on disk for the worker, and is served once by its name.
+
+    occasion: the id of one that was cut short, which this goes on with.
+    """
     name = name or uuid.uuid4().hex
-    write_json(folder(checkout) / "requests" / f"{name}.json", {"why": why, "time": time.time()})
+    asked = {"why": why, "time": time.time(), "occasion": occasion}
+    write_json(folder(checkout) / "requests" / f"{name}.json", asked)
     return name
 
 
@@ -159,9 +188,11 @@ def requests(checkout: Checkout) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def show(checkout: Checkout) -> None:
-    """The schedule, and the retrainings so far that were noted."""
+    """The schedule, and what came of the last occasions."""
     console = Console(highlight=False)
-    console.print(f"retraining {_needed(checkout)}", soft_wrap=True)
+    wanted = needed(checkout)
+    console.print(f"retraining {wanted}", soft_wrap=True)
+    console.print(_of_notices(wanted), soft_wrap=True)
     waiting = requests(checkout)
     if waiting:
         console.print(f"{len(waiting)} asked for, not yet begun")
@@ -170,24 +201,49 @@ def show(checkout: Checkout) -> None:
         console.print(f"  {at} UTC  {line['occasion']}  {line['outcome']}", soft_wrap=True, markup=False)
 
 
-def note(checkout: Checkout, flow_run: str, occasion: str, began: float, outcome: str) -> bool:
-    """Keep how an occasion ended, by the id of its flow run; the first word counts. Whether this was it."""
+def note(
+    checkout: Checkout,
+    flow_run: str,
+    *,
+    occasion: str,
+    outcome: str,
+    began: float | None = None,
+    due: float | None = None,
+    failed: bool = False,
+) -> bool:
+    """Keep what came of an occasion, by the id of its flow run; the first word counts. Whether this was it.
+
+    began: when it started, None if it never did. due: when it should have. Both in seconds since 1970.
+    """
     path = folder(checkout) / "done" / f"{flow_run}.json"
     if path.is_file():
         return False
-    write_json(path, {"occasion": occasion, "began": began, "ended": time.time(), "outcome": outcome})
+    told = {"flow_run": flow_run, "occasion": occasion, "due": due, "began": began, "ended": time.time()}
+    write_json(path, {**told, "outcome": outcome, "failed": failed})
     return True
 
 
+def is_noted(checkout: Checkout, flow_run: str) -> bool:
+    return (folder(checkout) / "done" / f"{flow_run}.json").is_file()
+
+
 def noted(checkout: Checkout) -> list[dict[str, Any]]:
-    """How each occasion ended, oldest first."""
+    """What came of each occasion, oldest first."""
 
     def taken(tree: Any) -> dict[str, Any]:
         ended = float(tree["ended"])
         if not 0 <= ended < _LATEST:
             raise ValueError(f"{ended} is no time")
-        return {"occasion": str(tree["occasion"]), "outcome": str(tree["outcome"]), "ended": ended}
+        return {**tree, "occasion": str(tree["occasion"]), "outcome": str(tree["outcome"]), "ended": ended}
 
     paths = (folder(checkout) / "done").glob("*.json")
     found = [read_note(path, taken, do="Remove it: it is a note and nothing depends on it.") for path in paths]
-    return sorted(found, key=lambda line: line["ended"])
+    return sorted(found, key=lambda line: float(line["ended"]))
+
+
+def forget_old_notes(checkout: Checkout) -> None:
+    """Keep the newest notes, and those of some days: a schedule of minutes writes a hundred thousand in a year."""
+    paths = sorted((folder(checkout) / "done").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in paths[:-_KEPT_NOTES]:
+        if time.time() - path.stat().st_mtime > _KEPT_S:
+            path.unlink(missing_ok=True)

@@ -63,6 +63,12 @@ def history(statements: list[Statement]) -> list[Statement]:
     return [s for s in statements if s.kind == KIND and s.parameters.get("name") == NAME]
 
 
+def of_occasion(statements: list[Statement], occasion: str | None) -> Statement | None:
+    """The decision that a retraining came to, by the id of its occasion; None while it has come to none."""
+    found = (s for s in reversed(history(statements)) if occasion in s.parameters.get("occasions", ()))
+    return next(found, None) if occasion else None
+
+
 def _note(checkout: Checkout) -> Path:
     return checkout.state / "promotion" / "pending.json"
 

@@ -7,6 +7,7 @@ so that one that was killed finds the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,24 @@ def put_back(checkout: Checkout) -> None:
         kept.unlink()
 
 
-def begin(checkout: Checkout, why: str) -> None:
-    """Note that training has begun, and why: from here on nothing is put back."""
-    write_json(_folder(checkout) / "begun.json", {"why": why})
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A training that has begun: why, and on which occasion."""
+
+    why: str
+    occasion: str | None = None
+
+
+def begin(checkout: Checkout, why: str, occasion: str) -> None:
+    """Note that training has begun: from here on nothing is put back."""
+    write_json(_folder(checkout) / "begun.json", {"why": why, "occasion": occasion})
     (_folder(checkout) / "dvc.lock").unlink(missing_ok=True)
 
 
-def begun(checkout: Checkout) -> str | None:
-    """Why a training began that has not come to its decision; None if there is none."""
+def begun(checkout: Checkout) -> Begun | None:
+    """The training that has begun and not come to its decision; None if there is none."""
     note = _folder(checkout) / "begun.json"
-    return read_note(note, lambda tree: str(tree["why"]), do=_DO) if note.is_file() else None
+    return read_note(note, lambda tree: Begun(**tree), do=_DO) if note.is_file() else None
 
 
 def end(checkout: Checkout) -> None:

@@ -78,11 +78,13 @@ def _described(digest: FileDigest | None) -> str:
     return f"SHA-256 {digest.sha256}, {digest.size} bytes" if digest else "no such file"
 
 
-def check_inputs(scene: Scene) -> None:
+def check_inputs(scene: Scene, *, sources_may_move: bool = False) -> None:
     """What the newest executions read and no stage makes (sources, constraints.txt), as it stands in the workspace."""
     part = scene.part("artifacts")
     known: dict[str, tuple[str, str]] = {}
     for path, sha256, entry in _raw_inputs(scene.current_asked.values()):
+        if sources_may_move and path.partition("/")[0] == ancestry.RAW:
+            continue
         part.count("inputs")
         if path not in known:
             known[path] = _digest_of(scene.root / path)

@@ -25,9 +25,16 @@ from tasks.runtime.checkout import Checkout
 
 
 def of_checkout(
-    checkout: Checkout, *, target: str | None = None, anchor: Anchor | None = None, policy: Policy | None = None
+    checkout: Checkout,
+    *,
+    target: str | None = None,
+    anchor: Anchor | None = None,
+    policy: Policy | None = None,
+    sources_may_move: bool = False,
 ) -> Scene:
     """Audit a checkout: all of it, or what stands behind `target`. The scene's `report` has the result.
+
+    sources_may_move: data that came after the stage `data` has read the sources is no finding.
 
     Nothing is changed, but for facts files where a policy is given.
     `anchor`: given from outside (`anchoring.given`); without it the checkout's own is taken. Raises `UserError` for an
@@ -40,7 +47,7 @@ def of_checkout(
     agreement.check(scene)
     stores = cache.stores(scene)
     artifacts.check_outputs(scene, {name: path for store in stores for name, path in store.objects.items()})
-    artifacts.check_inputs(scene)
+    artifacts.check_inputs(scene, sources_may_move=sources_may_move)
     cache.check(scene, stores)
     code.check(scene)
     known = snapshot.load(scene)

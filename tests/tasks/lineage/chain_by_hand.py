@@ -92,6 +92,12 @@ class Chain:
         said = {"name": "axon-chat", "version": version, "aliases": ["champion"], "model": model, "md5": md5(text)}
         return self._other("register", {model: text}, {"parameters": said}, behind, None)
 
+    def decide(self, action: str, version: str, champion: str, **said: Any) -> Statement:
+        """A decision on `version`; figures of the gate and the like in `said`."""
+        facts = {"name": "axon-chat", "action": action, "version": version, "champion": champion, "aliases": {}}
+        beside = {f"lineage/models/axon-chat-{version}/bom.json": "{}"}
+        return self._other("decide", beside, {"parameters": {**facts, "reason": f"{action} by hand", **said}}, [], None)
+
     def forget(self, version: str, text: str) -> Statement:
         """A request to forget records that `version` with the model `text` contains."""
         said = {"versions": [{"version": version, "md5": md5(text)}]}
