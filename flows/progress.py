@@ -55,6 +55,7 @@ class Progress:
     def _line(self, step: int, n_steps: int) -> str:
         parts = [f"  {self._stage:<14} {step:>5}/{n_steps}"]
         shown = [(key, value) for key, value in self._values.items() if key not in _UNSHOWN]
+        shown.sort(key=lambda pair: pair[0].startswith("validation"))  # those come first, before any step
         parts += [f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown[:_N_SHOWN]]
         (first_time, first_step, first_tokens), (now, _, tokens) = self._recent[0], self._recent[-1]
         elapsed = now - first_time
