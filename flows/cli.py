@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows import lineage_commands, release_commands
+from flows import lineage_commands, release_commands, sweep_command
 from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment
@@ -226,6 +226,7 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
 
 
 release_commands.add_to(app)
+sweep_command.add_to(app)
 
 
 def main() -> None:

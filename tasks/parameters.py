@@ -312,20 +312,29 @@ def _describe(error: Any) -> str:
     return f"{where}={error['input']!r}: {text}"
 
 
+def mistakes(tree: Any, *, between_keys: bool = True) -> list[str]:
+    """Every mistake in the mapping `tree`, in a sentence each: types and ranges, and if there are none of these the
+    rules between keys (unless not `between_keys`)."""
+    return _examined(tree, between_keys=between_keys)[1]
+
+
+def _examined(tree: Any, *, between_keys: bool) -> tuple[Parameters | None, list[str]]:
+    try:
+        parameters = Parameters.model_validate(tree)
+    except ValidationError as error:
+        return None, [_describe(e) for e in error.errors(include_url=False)]
+    return parameters, _rules(parameters) if between_keys else []
+
+
 def check(tree: Any, *, where: str = "params.yaml") -> Parameters:
     """Return the checked parameters, or raise one `UserError` that lists every mistake in `tree`."""
     if not isinstance(tree, dict):
         raise UserError(f"{where} must hold a mapping of parameters, but holds {type(tree).__name__}")
-    try:
-        parameters = Parameters.model_validate(tree)
-    except ValidationError as error:
-        mistakes = [_describe(e) for e in error.errors(include_url=False)]
-    else:
-        mistakes = _rules(parameters)
-        if not mistakes:
-            return parameters
-    listed = "\n".join(f"  - {m}" for m in mistakes)
-    raise UserError(f"{where}: {len(mistakes)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
+    parameters, found = _examined(tree, between_keys=True)
+    if parameters is not None and not found:
+        return parameters
+    listed = "\n".join(f"  - {m}" for m in found)
+    raise UserError(f"{where}: {len(found)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
 
 
 def read_tree(path: Path) -> Any:
