@@ -214,8 +214,17 @@ def _run(checkout: Checkout, values: dict[str, Any], console: Console) -> int:
     """Run the chosen parameters as an experiment of DVC."""
     console.print(f"[bold]{experiment.command(values)}[/bold]", soft_wrap=True)
     command = [sys.executable, "-m", "dvc", *experiment.arguments(values)]
-    code = subprocess.run(command, cwd=checkout.root).returncode
+    process = subprocess.Popen(command, cwd=checkout.root, preexec_fn=guard.bind_to_parent)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage gets it from the terminal too, and saves
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     if code:
-        raise UserError(f"`dvc exp run` failed (exit code {code}); what it said is above.", exit_code=1)
+        raise UserError(
+            f"`dvc exp run` failed (exit code {code}); what it said is above. What is done is kept: "
+            "`axon sweep --run-best` goes on from there.",
+            exit_code=1,
+        )
     console.print("Next: `axon run` registers the model; `dvc exp show` compares experiments.")
     return 0

@@ -196,6 +196,7 @@ def bits_per_byte(experiment: dict) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_chosen_trial_is_the_same_again_as_an_experiment_of_dvc(finished: FinishedRun, tmp_path: Path):
     workspace = Workspace.behind(tmp_path / "checkout", finished.workspace, PRETRAIN)
     refused = workspace.axon(*CALL, "--run-best")
@@ -203,8 +204,10 @@ def test_the_chosen_trial_is_the_same_again_as_an_experiment_of_dvc(finished: Fi
     assert "needs a git repository with a commit" in refused.stderr
     assert not (workspace.root / ".axon" / "sweeps").exists(), "nothing was started"
     commit(workspace)
+    searched = workspace.axon(*CALL)
+    assert searched.returncode == 0, searched.stdout[-4000:] + searched.stderr[-4000:]
 
-    ran = workspace.axon(*CALL, "--run-best")
+    ran = workspace.axon("sweep", "--run-best")
 
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     result = result_of(workspace)
