@@ -147,7 +147,10 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
     below = [known for known in keys if known.startswith(f"{key}.")]
     if below:
         return f"{key} is a section of params.yaml; name one of {', '.join(below)}"
-    return f"{key} is not a parameter of params.yaml; {_close(key, keys) or 'see the keys there'}".rstrip()
+    beside = [known for known in keys if known.startswith(f"{key.rpartition('.')[0]}.")]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(beside)}" if beside else "see the keys there"
+    return f"{key} is not a parameter of params.yaml; {hint}"
 
 
 def _refused(swept: Swept, tree: Mapping[str, Any]) -> list[str]:

@@ -73,6 +73,8 @@ def test_a_range_that_cannot_be_read_is_one_sentence(text, expected):
     ("text", "expected"),
     [
         ("pretrain.learning_rat=uniform(1, 2)", "did you mean pretrain.learning_rate?"),
+        ("pretrain.lr=uniform(1, 2)", "not a parameter of params.yaml; known: pretrain.n_steps, pretrain.batch_size"),
+        ("optimizer=choice(1)", "optimizer is not a parameter of params.yaml; see the keys there"),
         ("pretrain=choice(1)", "pretrain is a section of params.yaml; name one of pretrain.n_steps"),
         ("pretrain.batch_size=uniform(2, 8)", "takes whole numbers; use randint(2, 9)"),
         ("pretrain.batch_size=choice(8, 0)", "pretrain.batch_size=0: input should be greater than or equal to 1"),
