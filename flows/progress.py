@@ -32,6 +32,7 @@ class Progress:
         self._last_plain = time.monotonic()
         self._values: dict[str, float] = {}
         self._drawn = False
+        self._final: str | None = None  # of the last step, held back: its validation comes with a report of its own
 
     def __enter__(self) -> Progress:
         return self
@@ -42,19 +43,29 @@ class Progress:
         step, n_steps = event["step"], event["n_steps"]
         if self._recent and step < self._recent[-1][1]:
             self._recent.clear()
+            self._print_final()
         self._recent.append((event["time"], step, self._values.get("tokens", 0.0)))
         line = self._line(step, n_steps)
         if self._is_terminal:
             width = os.get_terminal_size().columns if sys.stdout.isatty() else 100
             print(f"\r\x1b[2K{line[: width - 1]}", end="", flush=True)
             self._drawn = True
-        elif time.monotonic() - self._last_plain >= _PLAIN_EVERY_S or step == n_steps:
+        elif step == n_steps:
+            self._final = line
+        elif time.monotonic() - self._last_plain >= _PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
             print(line, flush=True)
+
+    def _print_final(self) -> None:
+        if self._final is not None:
+            self._last_plain = time.monotonic()
+            print(self._final, flush=True)
+            self._final = None
 
     def _line(self, step: int, n_steps: int) -> str:
         parts = [f"  {self._stage:<14} {step:>5}/{n_steps}"]
         shown = [(key, value) for key, value in self._values.items() if key not in _UNSHOWN]
+        shown.sort(key=lambda pair: pair[0].startswith("validation"))  # those come first, before any step
         parts += [f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown[:_N_SHOWN]]
         (first_time, first_step, first_tokens), (now, _, tokens) = self._recent[0], self._recent[-1]
         elapsed = now - first_time
@@ -67,5 +78,6 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._print_final()
         if self._drawn:
             print("\r\x1b[2K", end="", flush=True)

@@ -17,9 +17,10 @@ from tasks.tracking.mlflow_store import Sender, StoreAway
 
 
 @contextmanager
-def ray_head(params: Parameters) -> Iterator[None]:
-    """An embedded Ray, or the cluster of `RAY_ADDRESS`; stages find it by the environment."""
-    os.environ[cluster.ADDRESS] = cluster.start(params)
+def ray_head(params: Parameters, *, n_cpus: int | None = None) -> Iterator[None]:
+    """An embedded Ray (of `n_cpus`, or as many as one stage needs), or the cluster of `RAY_ADDRESS`; stages find it by
+    the environment."""
+    os.environ[cluster.ADDRESS] = cluster.start(params, n_cpus=n_cpus)
     try:
         yield
     finally:

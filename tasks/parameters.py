@@ -234,21 +234,30 @@ class Parameters(Section):
     runtime: Runtime
 
 
+def mistakes(tree: Any, *, between_keys: bool = True) -> list[str]:
+    """Every mistake in the mapping `tree`, in a sentence each: types and ranges, and if there are none of these the
+    rules between keys (unless not `between_keys`)."""
+    return _examined(tree, between_keys=between_keys)[1]
+
+
+def _examined(tree: Any, *, between_keys: bool) -> tuple[Parameters | None, list[str]]:
+    found = with_secrets(tree)
+    try:
+        parameters = Parameters.model_validate(tree)
+    except ValidationError as error:
+        return None, found + wrong_fields(error, Parameters)
+    return parameters, found + (broken_rules(parameters) if between_keys else [])
+
+
 def check(tree: Any, *, where: str = "params.yaml") -> Parameters:
     """Return the checked parameters, or raise one `UserError` that lists every mistake in `tree`."""
     if not isinstance(tree, dict):
         raise UserError(f"{where} must hold a mapping of parameters, but holds {type(tree).__name__}")
-    mistakes = with_secrets(tree)
-    try:
-        parameters = Parameters.model_validate(tree)
-    except ValidationError as error:
-        mistakes += wrong_fields(error, Parameters)
-    else:
-        mistakes += broken_rules(parameters)
-        if not mistakes:
-            return parameters
-    listed = "\n".join(f"  - {redacted(m)}" for m in mistakes)
-    raise UserError(f"{where}: {len(mistakes)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
+    parameters, found = _examined(tree, between_keys=True)
+    if parameters is not None and not found:
+        return parameters
+    listed = "\n".join(f"  - {redacted(m)}" for m in found)
+    raise UserError(f"{where}: {len(found)} mistake(s):\n{listed}\nEdit {where} and run the command again.")
 
 
 def read_tree(path: Path) -> Any:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PRODUCER = "https://axon.invalid/openlineage/v1"
 _NICENESS = 10
+_OUTSIDE = ("sweep", "trial")  # kinds of journals that leave no data behind
 _STATES = {"FINISHED": "COMPLETE", "FAILED": "FAIL", "KILLED": "ABORT"}
 
 
@@ -62,7 +63,7 @@ class Emitter:
         is_alive = journal.is_being_written(path)
         found, offset = journal.read(path, note["offset"])
         for event in found:
-            if event["event"] == "start":
+            if event["event"] == "start" and event["kind"] not in _OUTSIDE:
                 note["start"] = event
                 self._emit("START", event, event)
         last = found[-1] if found and found[-1]["event"] == "end" else None

@@ -40,6 +40,10 @@ class Checkout:
         return self.state / "locks"
 
     @property
+    def sweeps(self) -> Path:
+        return self.state / "sweeps"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's address: `MLFLOW_TRACKING_URI`, or a database below `.axon/`."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow.db'}"

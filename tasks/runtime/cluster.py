@@ -50,8 +50,11 @@ def n_cpus_needed(params: Parameters) -> int:
     return max(os.cpu_count() or 1, params.threads * params.workers, params.runtime.sampling_workers)
 
 
-def start(params: Parameters) -> str:
-    """Start the embedded Ray, or connect to `RAY_ADDRESS`; returns the address for the stages."""
+def start(params: Parameters, *, n_cpus: int | None = None) -> str:
+    """Start the embedded Ray, or connect to `RAY_ADDRESS`; returns the address for the stages.
+
+    n_cpus: of the embedded one; None: as many as one stage of `params` needs.
+    """
     ray = _ray()
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
@@ -68,7 +71,7 @@ def start(params: Parameters) -> str:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",  # and not whatever cluster was started last on this machine, which Ray takes by itself
-        num_cpus=n_cpus_needed(params),
+        num_cpus=n_cpus or n_cpus_needed(params),
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -87,6 +90,12 @@ def connect(params: Parameters) -> None:
         _ray().init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
         start(params)
+
+
+def resources() -> dict[str, float]:
+    """What the Ray of this process has: CPU, GPU and others."""
+    found: dict[str, float] = _ray().cluster_resources()
+    return found
 
 
 def shut_down() -> None:

@@ -53,6 +53,10 @@ class Journal:
                 content["message"] = redacted(content["message"])
             self.write("end", status=status, **content)
 
+    def close(self) -> None:
+        """Let go of the file: who reads it then takes the writer for gone."""
+        self._file.close()
+
     def __enter__(self) -> Journal:
         return self
 
@@ -65,7 +69,7 @@ class Journal:
             self.end("FAILED", message=str(error))
         else:
             self.end("FINISHED")
-        self._file.close()
+        self.close()
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -144,7 +144,9 @@ def fit(
         if (step % recipe.evaluate_every == 0 or last) and not (step == first and saved is not None):
             model.eval()
             with torch.no_grad(), autocast(device, recipe.precision):
-                curve.add(step, {f"validation_{name}": value for name, value in evaluate().items()})
+                validation = {f"validation_{name}": value for name, value in evaluate().items()}
+            curve.add(step, validation)
+            context.report(step, recipe.n_steps, validation)
             model.train()
             if watch.goes_back and not last:
                 state = {"step": step, "tokens": tokens, "curve": curve.rows}

@@ -69,7 +69,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, killed_a
     with pytest.raises(Killed):
         _fit(tmp_path / "cut", report=kill)
     seen.clear()
-    resumed, again = _fit(tmp_path / "cut", report=lambda step, n, v: seen.append(step))
+    resumed, again = _fit(tmp_path / "cut", report=lambda step, n, v: seen.append(step) if "loss" in v else None)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert again.curve.rows == fitted.curve.rows
     assert again.tokens == fitted.tokens == 54
@@ -84,6 +84,16 @@ def test_the_curve_has_a_row_per_step_and_validation_where_it_was_due(tmp_path):
     lines = (tmp_path / "curve.csv").read_text().splitlines()
     assert lines[0] == "step,tokens,loss,learning_rate,grad_norm,validation_sum"
     assert len(lines) == 11
+
+
+def test_validation_is_reported_where_it_is_due_and_after_the_step(tmp_path):
+    told = []
+    _, fitted = _fit(tmp_path, report=lambda step, n_steps, values: told.append((step, n_steps, values)))
+    assert [(step, "validation_sum" in values) for step, _, values in told if step in (0, 4, 5, 9)] == [
+        (0, True), (4, False), (4, True), (5, False), (9, False), (9, True),
+    ]  # fmt: skip
+    last = told[-1]
+    assert last == (9, 9, {"validation_sum": fitted.curve.last("validation_sum")})
 
 
 @pytest.mark.parametrize("accumulation", [2, 3, 6])

@@ -30,6 +30,7 @@ _TEXTS = ("text", "prompt", "answer")
 _FOLDERS = {
     "resume checkpoints": "checkpoints",
     "logs of failures": "logs",
+    "trials of sweeps": "sweeps",
     "caches of Hugging Face": "huggingface",
     "results kept by Prefect": "prefect/storage",
 }
