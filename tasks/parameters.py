@@ -208,6 +208,7 @@ class Retrain(Section):
 class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
+    min_workers: Annotated[int, Field(ge=0)] = 0
 
 
 class Parameters(Section):

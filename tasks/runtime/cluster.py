@@ -7,18 +7,22 @@ cluster instead.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
-from tasks.runtime import training_group, worker
+from tasks.runtime import environment, storage, training_group, worker
 from tasks.runtime.checkout import Checkout
+from tasks.runtime.place import Files, Place
+from tasks.runtime.storage import Store
 
 ADDRESS = "AXON_RAY_ADDRESS"
 # Modules a pool worker imports ahead of its first item, by stage; stages that are not here do not fan out.
@@ -45,6 +49,18 @@ def _ray() -> Any:
     return ray
 
 
+def _job_environment() -> dict[str, Any] | None:
+    """What workers get where they do not share the checkout: the code, and the variables that results depend on."""
+    if not storage.address():
+        return None
+    code = Path(__file__).resolve().parents[2]
+    return {
+        "py_modules": [str(code / "tasks"), str(code / "axon_models")],
+        "excludes": ["__pycache__/", "*.pyc"],
+        "env_vars": environment.of_workers(),
+    }
+
+
 def n_cpus_needed(params: Parameters) -> int:
     return max(os.cpu_count() or 1, params.threads * params.workers, params.runtime.sampling_workers)
 
@@ -54,7 +70,7 @@ def start(params: Parameters) -> str:
     ray = _ray()
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
-        ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
@@ -63,6 +79,7 @@ def start(params: Parameters) -> str:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=256 * 2**20,
+        runtime_env=_job_environment(),
         _node_ip_address="127.0.0.1",
     )
     return str(ray.get_runtime_context().gcs_address)
@@ -74,7 +91,7 @@ def connect(params: Parameters) -> None:
         return
     address = os.environ.get(ADDRESS)
     if address:
-        _ray().init(address=address, log_to_driver=False, logging_level="ERROR")
+        _ray().init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
     else:
         start(params)
 
@@ -94,6 +111,7 @@ class StageWorkers:
     checkout: Checkout
     step: str
     params: Parameters
+    place: Place
     stopping: threading.Event = field(default_factory=threading.Event)
     _actor: Any = None
     _pool: list[Any] = field(default_factory=list)
@@ -124,10 +142,10 @@ class StageWorkers:
         if self.is_group:
             return
         step_class: Any = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_concurrency=2)(worker.StepWorker)
-        self._actor = step_class.remote(str(self.checkout.root), self.step)
+        self._actor = step_class.remote(self.place, self.step)
         self._actor.warm.remote()
 
-    def _start_pool(self) -> None:
+    def _start_pool(self, files: Files) -> None:
         """Create the processes that the step fans out to, if it does.
 
         Later than the actor: on few cores their imports would hold up those of the stage, and the step first reads its
@@ -136,18 +154,27 @@ class StageWorkers:
         if self.step in POOLS:
             pool_class: Any = _ray().remote(num_cpus=1)(worker.PoolWorker)
             for _ in range(self.params.runtime.sampling_workers):
-                self._pool.append(pool_class.remote(str(self.checkout.root), list(POOLS[self.step])))
+                self._pool.append(pool_class.remote(self.place, files, list(POOLS[self.step])))
 
-    def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def run(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`.
 
         When `stopping` is set the step is asked to stop; one that does not in `STOP_WITHIN_S` is left.
         """
+        if not self.place.store:
+            return self._run(files, on_event)
+        store = Store(self.place.store)
+        store.push(self.checkout.root, files.inputs)
+        result = self._run(files, on_event)
+        store.pull(self.checkout.root, result["outputs"])
+        return result
+
+    def _run(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         ray = _ray()
         if self.is_group:
-            return self._run_group(checkpoints, on_event)
-        self._start_pool()
-        result = self._actor.run.remote(self.params, checkpoints, self._pool)
+            return self._run_group(files, on_event)
+        self._start_pool(files)
+        result = self._actor.run.remote(self.params, files, self._pool)
         asked_at: float | None = None
         try:
             while True:
@@ -169,17 +196,17 @@ class StageWorkers:
                 raise WorkerLost(str(cause).splitlines()[0]) from None
             raise cause if isinstance(cause, Exception) else error from error
         except ray.exceptions.RayActorError as error:
-            raise WorkerLost(str(error).splitlines()[0]) from None
+            raise _without_checkout(error, self.place) or WorkerLost(str(error).splitlines()[0]) from None
 
-    def _run_group(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _run_group(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         import ray.train
 
         try:
             return training_group.run(
-                str(self.checkout.root),
+                self.place,
                 self.step,
                 self.params,
-                checkpoints,
+                files,
                 storage=str(self.checkout.state / "ray-train"),
                 on_event=on_event,
                 stopping=self.stopping,
@@ -195,11 +222,27 @@ class StageWorkers:
                 ray.kill(actor)
 
 
+def _without_checkout(error: Exception, place: Place) -> UserError | None:
+    """The mistake of a cluster whose nodes have not been given the code or the files."""
+    text = str(error)
+    if place.store or "creation task" not in text or not re.search("ModuleNotFoundError|FileNotFoundError", text):
+        return None
+    return UserError(
+        f"a node of the cluster at {os.environ.get('RAY_ADDRESS', 'RAY_ADDRESS')} does not see this checkout "
+        f"({place.root}): {text.strip().splitlines()[-1].strip()}. Set {storage.ADDRESS}=s3://BUCKET/FOLDER, so that "
+        "code and data travel to the nodes, or put the checkout on a disk that all nodes have at that path.",
+        exit_code=1,
+    )
+
+
 @contextmanager
-def stage_workers(checkout: Checkout, step: str, params: Parameters) -> Iterator[StageWorkers]:
-    """Connect to Ray and hold the actors of one stage."""
+def stage_workers(
+    checkout: Checkout, step: str, params: Parameters, *, place: Place | None = None
+) -> Iterator[StageWorkers]:
+    """Connect to Ray and hold the actors of one stage, which work at `place` (default: as `AXON_STORAGE` says)."""
+    place = place or Place.of(checkout, step)
     connect(params)
-    workers = StageWorkers(checkout, step, params)
+    workers = StageWorkers(checkout, step, params, place)
     try:
         workers.start()
         yield workers

@@ -35,7 +35,8 @@ class StepContext:
     """`report(step, n_steps, values)` feeds progress and tracking and never changes a result.
 
     When `asked_to_stop()`, the step saves a checkpoint as soon as it can and raises `Stopped`. A step that trains runs
-    in each of `n_workers` processes, of which this is number `rank`; the first one writes.
+    in each of `n_workers` processes, of which this is number `rank`; the first one writes. `node_rank`: its
+    number among those on its node where nodes have a folder `checkpoints` each; None where all see the same.
     """
 
     params: Parameters
@@ -46,4 +47,5 @@ class StepContext:
     fan_out: FanOut
     rank: int = 0
     n_workers: int = 1
+    node_rank: int | None = None
     asked_to_stop: Callable[[], bool] = _never

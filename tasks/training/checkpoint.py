@@ -43,6 +43,7 @@ class Checkpoints:
     """The checkpoints of one stage, saved at most every `every_s` seconds (0: whenever it is asked).
 
     With several workers each writes its share of the tensors, and reads all shares: their number may have changed.
+    Workers on several nodes may have a folder each, in which all shares are found again only after a start.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Checkpoints:
 
         Raises `Stopped` behind it where `is_due` has found that the work was asked to stop.
         """
-        self._write(f"checkpoint-{number:08d}", tensors, state)
-        if self._world.is_first:
+        self._write(f"checkpoint-{number:08d}", tensors, state, self._world)
+        if self._world.is_keeper:
             for old in self._all()[:-_N_KEPT]:
                 shutil.rmtree(old)
         self._saved_at = time.monotonic()
@@ -86,8 +87,13 @@ class Checkpoints:
 
         Those that a resumed run may need are kept: all behind the oldest checkpoint, and the one before that.
         """
-        self._write(f"anchor-{number:08d}", tensors, state)
-        if self._world.is_first:
+        if self._world.node_rank is None:
+            self._write(f"anchor-{number:08d}", tensors, state, self._world)
+        else:  # every folder holds all of it: it is read again without a start in between
+            if self._world.is_keeper:
+                self._write(f"anchor-{number:08d}", tensors, state, World())
+            self._world.total([0.0])
+        if self._world.is_keeper:
             checkpoints = [_number(path) for path in self._all()]
             not_needed = [path for path in self._anchors() if checkpoints and _number(path) <= min(checkpoints)][:-1]
             for old in not_needed:
@@ -104,11 +110,10 @@ class Checkpoints:
             raise UserError(f"{directory} is damaged ({fault}); delete {self._directory} and run again.", exit_code=1)
         return _read(directory, device)
 
-    def _write(self, called: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a folder, whole or not at all; each worker its share."""
-        world = self._world
+    def _write(self, called: str, tensors: dict[str, Tensor], state: dict[str, Any], world: World) -> None:
+        """Write a folder, whole or not at all; each worker of `world` its share."""
         partial = self._directory / f".{called}.partial"
-        if world.is_first:
+        if world.is_keeper:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         world.total([0.0])  # no worker writes before the folder is there
@@ -116,7 +121,7 @@ class Checkpoints:
         own = {key: tensors[key].detach().cpu().contiguous() for key in _share(tensors, world)}
         safetensors.torch.save_file(own, partial / name, metadata={"format": "pt"})
         digests = world.gather(bytes.fromhex(_digest_of_file(partial / name)))
-        if world.is_first:
+        if world.is_keeper:
             shards = {_SHARD.format(rank=i + 1, size=world.size): d.hex() for i, d in enumerate(digests)}
             write_json(partial / _STATE, {"shards": shards, "digest": _digest_of_json(state), "state": state})
             for file in partial.iterdir():

@@ -121,7 +121,7 @@ def fit(
     Raises `Stopped` when it was asked to.
     """
     device = next(model.parameters()).device
-    world = World(context.rank, context.n_workers)
+    world = World(context.rank, context.n_workers, context.node_rank)
     objective = spread(Objective(model, loss), world)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
     checkpoints = Checkpoints(

@@ -20,14 +20,23 @@ from tasks.training.batches import Batch
 
 @dataclass(frozen=True)
 class World:
-    """This process among the `size` workers of a stage. One worker alone needs no process group."""
+    """This process among the `size` workers of a stage. One worker alone needs no process group.
+
+    node_rank: its number among those on its node, where nodes have a folder of checkpoints each; None: all share one.
+    """
 
     rank: int = 0
     size: int = 1
+    node_rank: int | None = None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def is_keeper(self) -> bool:
+        """Whether it is the one that makes and removes folders of checkpoints where it is."""
+        return (self.rank if self.node_rank is None else self.node_rank) == 0
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all workers, the same on every worker; a barrier too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def _tokens(k):
 KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_loss)}
 
 
-def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: int, every_s: float) -> None:
+def _work(
+    rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: int, every_s: float, apart: bool
+) -> None:
     """What one worker does: train a small model, and keep its weights and losses."""
     folder, (make, batch, loss) = Path(root), KINDS[kind]
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting-{size}-{killed_at}", rank=rank, world_size=size)
@@ -53,6 +56,8 @@ def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: i
     context = dataclasses.replace(
         make_context(folder, checkpoint_every_s=every_s, report=report), rank=rank, n_workers=size
     )
+    if apart:
+        context = dataclasses.replace(context, checkpoints=node(folder, rank), node_rank=0)
     recipe = dataclasses.replace(RECIPE, n_steps=n_steps, accumulation=2)
     try:
         fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=lambda: {}, context=context)
@@ -62,13 +67,25 @@ def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: i
     write_json(folder / f"{rank}.json", fitted.curve.rows)
 
 
+def node(root: Path, rank: int) -> Path:
+    """The folder of checkpoints of a worker on a node of its own."""
+    return root / f"node-{rank}" / "checkpoints"
+
+
 def _train(
-    root: Path, size: int, *, kind: str = "toy", n_steps: int = 9, killed_at: int = -1, every_s: float = 3600.0
+    root: Path,
+    size: int,
+    *,
+    kind: str = "toy",
+    n_steps: int = 9,
+    killed_at: int = -1,
+    every_s: float = 3600.0,
+    apart: bool = False,
 ) -> list[tuple[dict, list]]:
-    """Train with `size` workers; weights and curve of each of them."""
+    """Train with `size` workers; weights and curve of each of them. apart: on nodes that share no disk."""
     root.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s) for rank in range(size)]
+    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart) for rank in range(size)]
     workers = [spawn.Process(target=_work, args=a) for a in arguments]
     for worker in workers:
         worker.start()
@@ -109,6 +126,21 @@ def test_another_number_of_workers_goes_on_from_a_checkpoint(tmp_path, before, a
     resumed = _train(tmp_path / "cut", after)
     for name, own in resumed[0][0].items():
         torch.testing.assert_close(own, whole[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_workers_without_a_shared_disk_go_on_when_each_has_the_shares_of_all(tmp_path):
+    whole = _train(tmp_path / "whole", 2)
+    root = tmp_path / "cut"
+    _train(root, 2, killed_at=5, every_s=0.0, apart=True)
+    shares = [{p.name for p in (node(root, rank) / "checkpoint-00000004").iterdir()} for rank in range(2)]
+    assert shares[0] ^ shares[1] == {"tensors-00001-of-00002.safetensors", "tensors-00002-of-00002.safetensors"}
+    for here, there in ((0, 1), (1, 0)):  # as a store does
+        for path in node(root, here).rglob("tensors-*"):
+            shutil.copy(path, node(root, there) / path.relative_to(node(root, here)))
+    resumed = _train(root, 2, apart=True)
+    assert [row["step"] for row in resumed[0][1]] == [row["step"] for row in whole[0][1]]
+    for name, own in resumed[0][0].items():
+        assert torch.equal(own, whole[0][0][name])
 
 
 def test_the_parts_of_all_workers_are_the_rows_of_the_step():
