@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test lint clean
+.PHONY: install run run-hour test test-slow test-cluster lint clean
 
 install: $(STAMP)
 
@@ -37,6 +37,11 @@ test: install
 # What takes minutes each: every stage under plain `dvc repro`, more kills. Results are in docs/performance.md.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Several raylets, Postgres and an S3 server on this machine, as root; starts and stops all of it. See docs/cluster.md.
+test-cluster: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,cluster-test]'
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 clean:
 	$(BIN)/axon clean

@@ -102,6 +102,8 @@ def _execute(checkout: Checkout, name: str) -> None:
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
+        if "workers" in result:
+            record.write("workers", nodes=result["workers"])
         statement = None
         if is_recorded:
             pipeline = os.environ.get(journal.PIPELINE_ID)
