@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tasks.errors import Stopped, UserError
 from tasks.files import flush_to_disk, read_json, write_json
-from tasks.training.parallel import World
+from tasks.training.parallel import World, whole
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,9 @@ class Checkpoints:
         if self._world.node_rank is None:
             self._write(f"anchor-{number:08d}", tensors, state, self._world)
         else:  # every folder holds all of it: it is read again without a start in between
+            entire = {key: whole(tensor.detach()) for key, tensor in sorted(tensors.items())}
             if self._world.is_keeper:
-                self._write(f"anchor-{number:08d}", tensors, state, World())
+                self._write(f"anchor-{number:08d}", entire, state, World())
             self._world.total([0.0])
         if self._world.is_keeper:
             checkpoints = [_number(path) for path in self._all()]
@@ -118,7 +119,11 @@ class Checkpoints:
             partial.mkdir(parents=True)
         world.total([0.0])  # no worker writes before the folder is there
         name = _SHARD.format(rank=world.rank + 1, size=world.size)
-        own = {key: tensors[key].detach().cpu().contiguous() for key in _share(tensors, world)}
+        names, own = _share(tensors, world), {}
+        for key, tensor in sorted(tensors.items()):
+            entire = whole(tensor.detach())  # one at a time, and all workers alike
+            if key in names:
+                own[key] = entire.cpu().contiguous()
         safetensors.torch.save_file(own, partial / name, metadata={"format": "pt"})
         digests = world.gather(bytes.fromhex(_digest_of_file(partial / name)))
         if world.is_keeper:
@@ -162,9 +167,10 @@ def _share(tensors: dict[str, Tensor], world: World) -> list[str]:
     """The names that this worker writes: the largest first, each to whoever has least so far."""
     filled = [0] * world.size
     own = []
-    for name in sorted(tensors, key=lambda key: (-tensors[key].nbytes, key)):
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    for name in sorted(tensors, key=lambda key: (-sizes[key], key)):
         rank = filled.index(min(filled))
-        filled[rank] += tensors[name].nbytes
+        filled[rank] += sizes[name]
         if rank == world.rank:
             own.append(name)
     return own

@@ -20,7 +20,7 @@ from tasks.training.curves import Curve
 from tasks.training.device import autocast
 from tasks.training.divergence import WINDOW, Watch
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
-from tasks.training.parallel import Objective, World, spread
+from tasks.training.parallel import Objective, Sharded, World, clip, spread
 from tasks.training.state import (
     generator_tensors,
     load_generator_tensors,
@@ -122,7 +122,7 @@ def fit(
     """
     device = next(model.parameters()).device
     world = World(context.rank, context.n_workers, context.node_rank)
-    objective = spread(Objective(model, loss), world)
+    objective = spread(Objective(model, loss), world, shard=context.params.shard)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
     checkpoints = Checkpoints(
         context.checkpoints,
@@ -189,6 +189,8 @@ def fit(
         }
         curve.add(step + 1, values)
         context.report(step + 1, recipe.n_steps, values)
+    if isinstance(objective, Sharded):
+        objective.put_together()
     return Fitted(curve=curve, tokens=tokens, left_out=watch.left_out)
 
 
@@ -215,6 +217,7 @@ def gradients(
             # Torch averages over workers; a step is a sum.
             (part_loss * world.size).backward()
         own += part_loss.item()
+    if isinstance(objective, Sharded):
+        objective.average()
     (total,) = world.total([own])
-    grad_norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_norm).item()
-    return total, grad_norm
+    return total, clip(objective, recipe.clip_norm)
