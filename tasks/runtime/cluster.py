@@ -74,6 +74,7 @@ def start(params: Parameters) -> str:
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
+        address="local",  # and not whatever `ray start` has left on this machine
         num_cpus=n_cpus_needed(params),
         include_dashboard=False,
         log_to_driver=False,

@@ -172,7 +172,8 @@ def run(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()  # a lost node is not the stage's
+    box_class: Any = ray.remote(Mailbox)
+    mailbox = box_class.options(num_cpus=0, scheduling_strategy=here).remote()  # a node that is lost is not the stage's
     uses_gpu = params.device == "cuda"
     trainer = TorchTrainer(
         _loop,
@@ -219,7 +220,8 @@ def run(
     return {**result, "workers": ray.get(mailbox.groups.remote())}
 
 
-def _how_many(params: Parameters) -> int | tuple[int, int]:
+def _how_many(params: Parameters) -> Any:
+    """Of Ray Train's workers: so many, or (fewest, most)."""
     fewest = params.runtime.min_workers or params.workers
     return params.workers if fewest >= params.workers else (fewest, params.workers)
 

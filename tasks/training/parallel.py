@@ -136,7 +136,7 @@ def clip(objective: nn.Module, max_norm: float) -> float:
     """Scale all gradients so that their norm is at most `max_norm`; returns the norm before."""
     if not isinstance(objective, Sharded):
         return nn.utils.clip_grad_norm_(objective.parameters(), max_norm).item()
-    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in objective.parameters() if p.grad is not None]
     parts = [g.to_local() for g in gradients if is_part(g)]
     squares = torch.stack([part.double().square().sum() for part in parts]).sum()
     dist.all_reduce(squares)
