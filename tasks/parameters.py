@@ -216,7 +216,7 @@ class Parameters(Section):
     device: Literal["cpu", "cuda"]
     threads: Count
     workers: Count
-    shard: bool
+    partition: Literal["none", "shard", "pipeline"]
     precision: Literal["bfloat16", "float32"]
     divergence: Divergence
     data: Data

@@ -90,7 +90,7 @@ class Checkpoints:
         if self._world.node_rank is None:
             self._write(f"anchor-{number:08d}", tensors, state, self._world)
         else:  # every folder holds all of it: it is read again without a start in between
-            entire = {key: whole(tensor.detach()) for key, tensor in sorted(tensors.items())}
+            entire = _entire(tensors, self._world)
             if self._world.is_keeper:
                 self._write(f"anchor-{number:08d}", entire, state, World())
             self._world.total([0.0])
@@ -164,15 +164,34 @@ def _number(directory: Path) -> int:
 
 
 def _share(tensors: dict[str, Tensor], world: World) -> list[str]:
-    """The names that this worker writes: the largest first, each to whoever has least so far."""
+    """The names that this worker writes: the largest first, each to whoever has least so far.
+
+    Of what not all of them have, the part of a pipeline, the first one that has it writes it.
+    """
+    held = [set(json.loads(names)) for names in world.gather_text(json.dumps(sorted(tensors)))]
+    by_all = set.intersection(*held)
+    own = [name for name in tensors if name not in by_all and not any(name in names for names in held[: world.rank])]
     filled = [0] * world.size
-    own = []
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    for name in sorted(tensors, key=lambda key: (-sizes[key], key)):
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name in by_all}
+    for name in sorted(by_all, key=lambda key: (-sizes[key], key)):
         rank = filled.index(min(filled))
         filled[rank] += sizes[name]
         if rank == world.rank:
             own.append(name)
+    return own
+
+
+def _entire(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """All tensors that any worker has, or a part of, on every worker."""
+    own = {name: whole(tensor.detach()) for name, tensor in sorted(tensors.items())}
+    described = json.dumps({name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in own.items()})
+    held = [json.loads(text) for text in world.gather_text(described)]
+    for name in sorted(set().union(*held)):
+        holders = [rank for rank, names in enumerate(held) if name in names]
+        if len(holders) < world.size:
+            shape, kind = held[holders[0]][name]
+            tensor = own[name].clone() if name in own else torch.empty(shape, dtype=getattr(torch, kind))
+            own[name] = world.broadcast(tensor, holders[0])
     return own
 
 

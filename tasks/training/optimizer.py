@@ -17,7 +17,7 @@ def adamw(model: nn.Module, *, learning_rate: float, beta2: float, weight_decay:
     shrink the rows of rare tokens.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad and not p.is_meta]
     matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
     decayed = {id(p) for p in matrices}
     others = [p for p in parameters if id(p) not in decayed]
@@ -53,7 +53,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of `state_tensors`."""
     for name, p in model.named_parameters():
-        if f"{name}.step" in tensors:
+        if f"{name}.step" in tensors and not p.is_meta:
             # `step` stays a CPU scalar for a CPU parameter and lives on the device in a fused CUDA optimiser.
             found = {key: tensors[f"{name}.{key}"].to(p.device).clone() for key in _STATE}
             moments = {key: part_like(found[key], p) for key in _STATE if found[key].ndim}

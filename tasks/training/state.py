@@ -11,8 +11,8 @@ from tasks.training.parallel import part_like
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All of `model` (its parameters; tied ones once) and `optimizer`."""
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    """All that this worker has of `model` (its parameters; tied ones once) and `optimizer`."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
     return {
         **prefixed("model.", weights),
         **prefixed("optimizer.", optimizers.state_tensors(model, optimizer)),

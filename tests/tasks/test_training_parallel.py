@@ -44,7 +44,15 @@ KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_los
 
 
 def _work(
-    rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: int, every_s: float, apart: bool, shard: bool
+    rank: int,
+    size: int,
+    root: str,
+    kind: str,
+    n_steps: int,
+    killed_at: int,
+    every_s: float,
+    apart: bool,
+    partition: str,
 ) -> None:
     """What one worker does: train a small model, and keep its weights and losses."""
     folder, (make, batch, loss) = Path(root), KINDS[kind]
@@ -54,7 +62,7 @@ def _work(
     def report(step, n, values):
         if step == killed_at:
             raise Killed
-        held = [p.to_local() if is_part(p) else p for p in net.parameters()]
+        held = [p.to_local() if is_part(p) else p for p in net.parameters() if not p.is_meta]
         write_json(folder / f"{rank}.held.json", sum(p.numel() for p in held))
 
     context = dataclasses.replace(
@@ -62,10 +70,14 @@ def _work(
     )
     if apart:
         context = dataclasses.replace(context, checkpoints=node(folder, rank), node_rank=0)
-    context = dataclasses.replace(context, params=context.params.model_copy(update={"shard": shard}))
+    context = dataclasses.replace(context, params=context.params.model_copy(update={"partition": partition}))
     recipe = dataclasses.replace(RECIPE, n_steps=n_steps, accumulation=2)
+
+    def evaluate():
+        return {"loss": loss(net, batch(99).tensors).item()}
+
     try:
-        fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=lambda: {}, context=context)
+        fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=evaluate, context=context)
     except Killed:
         return
     save_file({name: p.detach() for name, p in net.named_parameters()}, folder / f"{rank}.safetensors")
@@ -86,12 +98,12 @@ def _train(
     killed_at: int = -1,
     every_s: float = 3600.0,
     apart: bool = False,
-    shard: bool = False,
+    partition: str = "none",
 ) -> list[tuple[dict, list]]:
     """Train with `size` workers; weights and curve of each of them. apart: on nodes that share no disk."""
     root.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart, shard) for rank in range(size)]
+    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart, partition) for rank in range(size)]
     workers = [spawn.Process(target=_work, args=a) for a in arguments]
     for worker in workers:
         worker.start()
@@ -145,22 +157,24 @@ def test_another_number_of_workers_goes_on_from_a_checkpoint(undisturbed, tmp_pa
         torch.testing.assert_close(own, whole[0][0][name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_model_in_parts_trains_as_a_whole_one_and_goes_on_with_another_number_of_workers(undisturbed, tmp_path):
+@pytest.mark.parametrize("partition", ["shard", "pipeline"])
+def test_a_model_in_parts_trains_as_a_whole_one_and_one_worker_goes_on(undisturbed, tmp_path, partition):
     ((weights, curve),) = undisturbed(1, "decoder")
-    together = _train(tmp_path / "parts", 2, kind="decoder", shard=True)
+    together = _train(tmp_path / "parts", 2, kind="decoder", partition=partition)
     in_blocks = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("blocks."))
     outside = sum(tensor.numel() for tensor in weights.values()) - in_blocks
     held = [read_json(tmp_path / "parts" / f"{rank}.held.json") for rank in range(2)]
     assert sum(held) == in_blocks + 2 * outside, "each worker holds a part of the blocks"
     for own_weights, own_curve in together:
+        assert own_weights.keys() == weights.keys()
         for name, own in own_weights.items():
             assert torch.equal(own, together[0][0][name])
             torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
         assert [row["step"] for row in own_curve] == [row["step"] for row in curve]
         for row, single in zip(own_curve, curve, strict=True):
             assert row == pytest.approx(single, rel=1e-3)
-    _train(tmp_path / "cut", 2, kind="decoder", shard=True, killed_at=5, every_s=0.0)
-    resumed = _train(tmp_path / "cut", 1, kind="decoder", shard=True)
+    _train(tmp_path / "cut", 2, kind="decoder", partition=partition, killed_at=5, every_s=0.0)
+    resumed = _train(tmp_path / "cut", 1, kind="decoder", partition=partition)
     for name, own in resumed[0][0].items():
         torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
 
