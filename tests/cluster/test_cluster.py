@@ -14,7 +14,7 @@ import yaml
 from tests.cluster.conftest import BUCKET, Cluster, query
 from tests.flows.workspace import TINY, Workspace, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 # One processor a machine, so that two workers are on two machines.
 SPREAD = TINY | {"workers": 2, "threads": 1}
 LONG = SPREAD | {"pretrain.n_steps": 1500, "pretrain.evaluate_every": 500, "runtime.checkpoint_every_s": 3.0}
