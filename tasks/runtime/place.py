@@ -16,7 +16,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,14 +144,22 @@ def saving(place: Place, files: Files, *, is_first_here: bool = True, is_first: 
         yield folder
 
 
-def deliver(place: Place, files: Files) -> dict[str, str]:
-    """Leave the outputs in the store; returns their digests by path."""
+def leave(place: Place, paths: Iterable[str]) -> dict[str, str]:
+    """Copy what stands at `paths` to the store; returns the digests by path."""
     if not place.store:
         return {}
     root = Path(place.root)
-    digests = {out: stages.digest(root / out) for out in files.outs if (root / out).exists()}
+    digests = {path: stages.digest(root / path) for path in paths if (root / path).exists()}
     Store(place.store).push(root, digests)
     return digests
+
+
+def bring(place: Place, digests: Mapping[str, str]) -> None:
+    """Read them from the store, where the node does not have them."""
+    root = Path(place.root)
+    missing = {p: d for p, d in digests.items() if not (root / p).exists() or stages.digest(root / p) != d}
+    if missing:
+        Store(place.store).pull(root, missing, Path(place.cache) / "objects")
 
 
 class Mirror:

@@ -118,7 +118,7 @@ def _loop(config: dict[str, Any]) -> None:
                 asked_to_stop=asked_to_stop,
             )
         if not rank:
-            result["outputs"] = places.deliver(place, files)
+            result["outputs"] = places.leave(place, files.outs)
     except Exception as error:
         if _comes_of_a_lost_worker(error):
             raise

@@ -35,6 +35,7 @@ class PoolWorker:
     def __init__(self, place: Place, files: Files, imports: Sequence[str]) -> None:
         places.enter(place)
         places.fetch(place, files)
+        self._place = place
         note_files(place.root)
         for module in imports:
             importlib.import_module(module)
@@ -45,6 +46,10 @@ class PoolWorker:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         return json.dumps(_resolve(function)(json.loads(item)))
+
+    def bring(self, digests: Mapping[str, str]) -> None:
+        """Read from the store what the step has written meanwhile."""
+        places.bring(self._place, digests)
 
     def used(self) -> list[str]:
         return used()
@@ -101,6 +106,12 @@ class StepWorker:
         with self._lock:
             self._events.append(event)
 
+    def _share(self, path: str, pool: Sequence[Any]) -> None:
+        import ray
+
+        digests = places.leave(self._place, [path])
+        ray.get([member.bring.remote(digests) for member in pool])
+
     def run(self, params: Parameters, files: Files, pool: list[Any]) -> dict[str, Any]:
         """Execute the step; returns the seconds of work, the files that it used, and the digests of what it left."""
         places.fetch(self._place, files)
@@ -113,8 +124,9 @@ class StepWorker:
                 report=self._report,
                 pool=pool,
                 asked_to_stop=self._stop.is_set,
+                share=lambda path: self._share(path, pool),
             )
-        return {**result, "outputs": places.deliver(self._place, files)}
+        return {**result, "outputs": places.leave(self._place, files.outs)}
 
 
 def execute(
@@ -129,10 +141,11 @@ def execute(
     size: int = 1,
     node_rank: int | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    share: Callable[[str], None] = lambda _path: None,
 ) -> dict[str, Any]:
     """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used.
 
-    folder: where checkpoints are; node_rank: see `StepContext`.
+    folder: where checkpoints are; node_rank, share: see `StepContext`.
     """
     from tasks.steps.context import StepContext
 
@@ -149,6 +162,7 @@ def execute(
         n_workers=size,
         node_rank=node_rank,
         asked_to_stop=asked_to_stop,
+        share=share,
     )
     started = time.monotonic()
     module.run(context)
