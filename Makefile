@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test test-slow test-scheduled lint clean
+.PHONY: install run run-hour test test-slow test-scheduled test-cluster lint clean
 
 install: $(STAMP)
 
@@ -42,6 +42,11 @@ test-slow: install
 SEED ?= 1
 test-scheduled: install
 	AXON_TEST_SEED=$(SEED) $(BIN)/python -m pytest -m slow -s tests/flows/test_scheduled_runs.py
+
+# Several raylets, Postgres and an S3 server on this machine, as root; starts and stops all of it. See docs/cluster.md.
+test-cluster: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,cluster-test]'
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 clean:
 	$(BIN)/axon clean

@@ -188,6 +188,7 @@ def _measure(
     """Both models on the items, by the workers of Ray; a gate that was cut short goes on where it was."""
     from tasks.promotion import measuring
     from tasks.runtime.cluster import WorkerLost, stage_workers
+    from tasks.runtime.place import Files, Place
     from tasks.steps.gate import MEASURED, REQUEST
 
     positions = [read_json(Path(d) / "config.json")["max_position_embeddings"] for d in directories.values()]
@@ -207,14 +208,16 @@ def _measure(
     identity = json.dumps([request, params.gate.model_dump(mode="json"), params.seed, params.precision, params.device])
     folder = checkout.state / "promotion" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     write_json(folder / REQUEST, request)
-    with stage_workers(checkout, "gate", params) as workers, Progress("gate") as progress:
+    # The two models are in this checkout's registry, and not among what a store brings to other nodes.
+    place = Place(root=str(checkout.root))
+    with stage_workers(checkout, "gate", params, place=place) as workers, Progress("gate") as progress:
 
         def on_event(event: dict[str, Any]) -> None:
             progress.show(event)
             record.metrics(event["step"], event["values"], event["time"])
 
         try:
-            workers.run(str(folder), on_event)
+            workers.run(Files(checkpoints=str(folder)), on_event)
         except WorkerLost as error:
             raise UserError(f"a worker of the gate was lost ({error}); ask again: it goes on.", exit_code=1) from None
     found = measuring.measured(items, read_json(folder / MEASURED))

@@ -23,6 +23,7 @@ from tasks.runtime import checkout as checkouts
 from tasks.runtime import environment, guard, stages
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
+from tasks.runtime.place import Files
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
 
@@ -96,21 +97,23 @@ def _execute(checkout: Checkout, name: str) -> None:
         if is_recorded:
             recording.prepare(checkout, stage, inputs)
         identity = stages.execution_digest(stage, inputs, values)
-        checkpoints = checkout.checkpoints / f"{name}-{identity[:16]}"
+        files = Files.of(checkout, stage, inputs, identity)
 
         def do() -> dict[str, Any]:
             stop_on_signals()  # Prefect has put a handler of its own in place for the time of a flow
-            return _work(workers, str(checkpoints), name, record)
+            return _work(workers, files, name, record)
 
         work = _as_flow(checkout, name, do)
         result = work()
         outputs = {out: stages.digest(checkout.root / out) for out in stage.outs}
         record.metrics(0, {"work_s": result["work_s"]})
+        if "workers" in result:
+            record.write("workers", nodes=result["workers"])
         statement = None
         if is_recorded:
             pipeline = os.environ.get(journal.PIPELINE_ID)
             statement = recording.record_stage(
-                checkout, stage, inputs, values, outputs, record.id, pipeline, started
+                checkout, stage, inputs, values, outputs, record.id, pipeline, started, workers=result.get("workers")
             ).reference
         record.end("FINISHED", outputs=outputs, used=result["used"], statement=statement)
     if journal.PIPELINE_ID not in os.environ:
@@ -184,7 +187,7 @@ def _without_prefect(name: str, work: Callable[[], dict[str, Any]]) -> dict[str,
     return work()
 
 
-def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -> dict[str, Any]:
+def _work(workers: StageWorkers, files: Files, name: str, record: Journal) -> dict[str, Any]:
     """Execute the step in its worker, showing and recording what it reports."""
     with Progress(name) as progress:
 
@@ -192,7 +195,7 @@ def _work(workers: StageWorkers, checkpoints: str, name: str, record: Journal) -
             progress.show(event)
             record.metrics(event["step"], event["values"], event["time"])
 
-        return workers.run(checkpoints, on_event)
+        return workers.run(files, on_event)
 
 
 def _deliver(checkout: Checkout) -> None:

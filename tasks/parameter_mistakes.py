@@ -68,6 +68,10 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append("gate: n_texts and one of n_maths and n_docs must be positive, or there is nothing to decide on")
     if p.gate.metric == "exact_match" and not p.gate.n_maths:
         wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
+    if p.runtime.min_workers > p.workers:
+        wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
+    if p.partition == "pipeline" and p.workers > m.n_layers:
+        wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
     return wrong
 
 

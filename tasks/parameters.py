@@ -209,6 +209,7 @@ class Retrain(Section):
 class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
+    min_workers: Annotated[int, Field(ge=0)] = 0
 
 
 class Parameters(Section):
@@ -216,6 +217,7 @@ class Parameters(Section):
     device: Literal["cpu", "cuda"]
     threads: Count
     workers: Count
+    partition: Literal["none", "shard", "pipeline"]
     precision: Literal["bfloat16", "float32"]
     divergence: Divergence
     data: Data

@@ -95,11 +95,24 @@ class Decoder(nn.Module):
         for causal. cache: keys of earlier calls; tokens are stored in the slots of their positions, and `mask`
         (over the first S slots) is None only in the first call. Raises `ValueError` past `max_positions`.
         """
-        rotation = self.rotary.first(tokens.shape[1]) if positions is None else self.rotary.at(positions)
-        x = self.embedding(tokens)  # (B, T, D)
-        for block, attend in zip(self.blocks, self._attends(positions, mask, cache), strict=True):
-            x = block(x, rotation, attend)
+        x = self.through(self.embedding(tokens), slice(None), positions=positions, mask=mask, cache=cache)
         return self.norm(x)
+
+    def through(
+        self,
+        x: Tensor,
+        blocks: slice,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The states x (B, T, D) after some consecutive blocks; other arguments as in `hidden`."""
+        rotation = self.rotary.first(x.shape[1]) if positions is None else self.rotary.at(positions)
+        attends = self._attends(positions, mask, cache)[blocks]
+        for block, attend in zip(self.blocks[blocks], attends, strict=True):
+            x = block(x, rotation, attend)
+        return x
 
     def _attends(self, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> list[Attend]:
         if cache is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,13 @@ def record_stage(
     pipeline: str | None,
     started: float,
     finished: float | None = None,
+    *,
+    workers: Sequence[Sequence[str]] | None = None,
 ) -> Stored:
     """Write the statement of an execution that has just ended.
 
-    `inputs` and `outputs` are DVC's digests by path, `values` the whole parameters, `started` in seconds since 1970.
+    `inputs` and `outputs` are DVC's digests by path, `values` the whole parameters, `started` in seconds since 1970,
+    `workers` the nodes of those that trained together, by every time that they were started.
     Raises `UserError` (exit code 1) where a file is no longer what was hashed then, or nothing can be written.
     """
     root, store = checkout.root, StatementStore.of(checkout)
@@ -87,7 +90,7 @@ def record_stage(
         parameters={key: stages.value_at(values, key) for key in stage.params},
         subjects=subjects,
         outputs=made,
-        determines={**determines, "workers": _n_workers(stage, values)},
+        determines={**determines, "workers": _n_workers(stage, values, workers)},
         environment=surroundings.environment(root, determines["device"]),
         materials=[*materials, *statement.behind(producers)],
         execution=execution,
@@ -100,9 +103,11 @@ def record_stage(
         return store.append(stage.name, body, keys.signing_key(checkout))
 
 
-def _n_workers(stage: Stage, values: Mapping[str, Any]) -> int:
-    """How many processes trained it: one, where the stage does not depend on it."""
-    return int(stages.value_at(values, "workers")) if "workers" in stage.params else 1
+def _n_workers(stage: Stage, values: Mapping[str, Any], started: Sequence[Sequence[str]] | None) -> int | list[int]:
+    """How many processes trained it: one, where the stage does not depend on it; in order, where nodes were lost."""
+    asked = int(stages.value_at(values, "workers")) if "workers" in stage.params else 1
+    used = [len(nodes) for nodes in started or ()]
+    return used if set(used) - {asked} else asked
 
 
 def _outputs(

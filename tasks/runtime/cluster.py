@@ -7,19 +7,23 @@ cluster instead.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
 from tasks.redact import redacted
-from tasks.runtime import training_group, worker
+from tasks.runtime import environment, storage, training_group, worker
 from tasks.runtime.checkout import Checkout
+from tasks.runtime.place import Files, Place
+from tasks.runtime.storage import Store
 
 ADDRESS = "AXON_RAY_ADDRESS"
 # Modules a pool worker imports ahead of its first item, by stage; stages that are not here do not fan out.
@@ -46,6 +50,18 @@ def _ray() -> Any:
     return ray
 
 
+def _job_environment() -> dict[str, Any] | None:
+    """What workers get where they do not share the checkout: the code, and the variables that results depend on."""
+    if not storage.address():
+        return None
+    code = Path(__file__).resolve().parents[2]
+    return {
+        "py_modules": [str(code / "tasks"), str(code / "axon_models")],
+        "excludes": ["__pycache__/", "*.pyc"],
+        "env_vars": environment.of_workers(),
+    }
+
+
 def n_cpus_needed(params: Parameters) -> int:
     return max(os.cpu_count() or 1, params.threads * params.workers, params.runtime.sampling_workers)
 
@@ -59,7 +75,7 @@ def start(params: Parameters, *, n_cpus: int | None = None) -> str:
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
         try:
-            ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
         except (OSError, RuntimeError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -76,6 +92,7 @@ def start(params: Parameters, *, n_cpus: int | None = None) -> str:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=256 * 2**20,
+        runtime_env=_job_environment(),
         _node_ip_address="127.0.0.1",
     )
     return str(ray.get_runtime_context().gcs_address)
@@ -87,7 +104,7 @@ def connect(params: Parameters) -> None:
         return
     address = os.environ.get(ADDRESS)
     if address:
-        _ray().init(address=address, log_to_driver=False, logging_level="ERROR")
+        _ray().init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
     else:
         start(params)
 
@@ -113,6 +130,7 @@ class StageWorkers:
     checkout: Checkout
     step: str
     params: Parameters
+    place: Place
     stopping: threading.Event = field(default_factory=threading.Event)
     _actor: Any = None
     _pool: list[Any] = field(default_factory=list)
@@ -143,10 +161,10 @@ class StageWorkers:
         if self.is_group:
             return
         step_class: Any = ray.remote(num_cpus=n_cpus, num_gpus=n_gpus, max_concurrency=2)(worker.StepWorker)
-        self._actor = step_class.remote(str(self.checkout.root), self.step)
+        self._actor = step_class.remote(self.place, self.step)
         self._actor.warm.remote()
 
-    def _start_pool(self) -> None:
+    def _start_pool(self, files: Files) -> None:
         """Create the processes that the step fans out to, if it does.
 
         Later than the actor: on few cores their imports would hold up those of the stage, and the step first reads its
@@ -155,18 +173,27 @@ class StageWorkers:
         if self.step in POOLS:
             pool_class: Any = _ray().remote(num_cpus=1)(worker.PoolWorker)
             for _ in range(self.params.runtime.sampling_workers):
-                self._pool.append(pool_class.remote(str(self.checkout.root), list(POOLS[self.step])))
+                self._pool.append(pool_class.remote(self.place, files, list(POOLS[self.step])))
 
-    def run(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def run(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Execute the step, passing on what it reports. Raises what the step raised, or `WorkerLost`.
 
         When `stopping` is set the step is asked to stop; one that does not in `STOP_WITHIN_S` is left.
         """
+        if not self.place.store:
+            return self._run(files, on_event)
+        store = Store(self.place.store)
+        store.push(self.checkout.root, files.inputs)
+        result = self._run(files, on_event)
+        store.pull(self.checkout.root, result["outputs"])
+        return result
+
+    def _run(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         ray = _ray()
         if self.is_group:
-            return self._run_group(checkpoints, on_event)
-        self._start_pool()
-        result = self._actor.run.remote(self.params, checkpoints, self._pool)
+            return self._run_group(files, on_event)
+        self._start_pool(files)
+        result = self._actor.run.remote(self.params, files, self._pool)
         asked_at: float | None = None
         try:
             while True:
@@ -188,17 +215,17 @@ class StageWorkers:
                 raise WorkerLost(str(cause).splitlines()[0]) from None
             raise cause if isinstance(cause, Exception) else error from error
         except ray.exceptions.RayActorError as error:
-            raise WorkerLost(str(error).splitlines()[0]) from None
+            raise _without_checkout(error, self.place) or WorkerLost(str(error).splitlines()[0]) from None
 
-    def _run_group(self, checkpoints: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _run_group(self, files: Files, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         import ray.train
 
         try:
             return training_group.run(
-                str(self.checkout.root),
+                self.place,
                 self.step,
                 self.params,
-                checkpoints,
+                files,
                 storage=str(self.checkout.state / "ray-train"),
                 on_event=on_event,
                 stopping=self.stopping,
@@ -214,11 +241,27 @@ class StageWorkers:
                 ray.kill(actor)
 
 
+def _without_checkout(error: Exception, place: Place) -> UserError | None:
+    """The mistake of a cluster whose nodes have not been given the code or the files."""
+    text = str(error)
+    if place.store or "creation task" not in text or not re.search("ModuleNotFoundError|FileNotFoundError", text):
+        return None
+    return UserError(
+        f"a node of the cluster at {redacted(os.environ.get('RAY_ADDRESS', 'RAY_ADDRESS'))} does not see this checkout "
+        f"({place.root}): {text.strip().splitlines()[-1].strip()}. Set {storage.ADDRESS}=s3://BUCKET/FOLDER, so that "
+        "code and data travel to the nodes, or put the checkout on a disk that all nodes have at that path.",
+        exit_code=1,
+    )
+
+
 @contextmanager
-def stage_workers(checkout: Checkout, step: str, params: Parameters) -> Iterator[StageWorkers]:
-    """Connect to Ray and hold the actors of one stage."""
+def stage_workers(
+    checkout: Checkout, step: str, params: Parameters, *, place: Place | None = None
+) -> Iterator[StageWorkers]:
+    """Connect to Ray and hold the actors of one stage, which work at `place` (default: as `AXON_STORAGE` says)."""
+    place = place or Place.of(checkout, step)
     connect(params)
-    workers = StageWorkers(checkout, step, params)
+    workers = StageWorkers(checkout, step, params, place)
     try:
         workers.start()
         yield workers

@@ -50,6 +50,12 @@ _DEFAULTS = {
 }
 
 
+def of_workers() -> dict[str, str]:
+    """What workers on other nodes are given of these; where they are started says the rest."""
+    ours = [name for name in (*_FIXED, *_DEFAULTS) if not name.startswith("RAY_")]
+    return {name: os.environ[name] for name in ours if name in os.environ}
+
+
 def prepare(checkout: Checkout) -> None:
     """Set the environment of this process and of all that it starts. Call before importing an engine.
 

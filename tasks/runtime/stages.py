@@ -93,13 +93,18 @@ def _ignored(path: Path) -> bool:
     return "__pycache__" in path.parts or path.suffix == ".pyc"
 
 
+def listing(directory: Path) -> list[dict[str, str]]:
+    """The MD5 and relative path of every file in it, in DVC's order."""
+    files = (p for p in directory.rglob("*") if p.is_file() and not _ignored(p.relative_to(directory)))
+    entries = [{"md5": file_md5(p), "relpath": p.relative_to(directory).as_posix()} for p in files]
+    return sorted(entries, key=lambda entry: entry["relpath"])
+
+
 def digest(path: Path) -> str:
     """The MD5 of a file, or of a directory's listing, equal to what DVC writes into `dvc.lock`."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _ignored(p.relative_to(path)))
-        listing = [{"md5": file_md5(p), "relpath": p.relative_to(path).as_posix()} for p in files]
-        listing.sort(key=lambda entry: entry["relpath"])
-        return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+        text = json.dumps(listing(path), sort_keys=True)
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
     return file_md5(path)
 
 

@@ -15,8 +15,11 @@ from typing import Any
 
 from tasks.errors import Stopped, UserError
 from tasks.parameters import Parameters
+from tasks.runtime import place as places
 from tasks.runtime import worker
+from tasks.runtime.place import Files, Place
 
+_BACK_WITHIN_S = 180
 _MAX_LOST = 3  # a worker that is lost more often has a reason that starting again does not mend
 
 
@@ -28,6 +31,15 @@ class Mailbox:
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
         self._is_stopping = False
+        self._groups: dict[str, dict[int, str]] = {}
+
+    def join(self, group: str, rank: int, node: str) -> None:
+        """Worker `rank` of `group` starts on `node`."""
+        self._groups.setdefault(group, {})[rank] = node
+
+    def groups(self) -> list[list[str]]:
+        """The nodes of the workers by rank, for every time that they were started."""
+        return [[nodes[rank] for rank in sorted(nodes)] for nodes in self._groups.values()]
 
     def report(self, events: list[dict[str, Any]]) -> bool:
         """Returns whether the step is to stop."""
@@ -60,10 +72,12 @@ def _loop(config: dict[str, Any]) -> None:
 
     if ray.get(config["mailbox"].result.remote())[1] is not None:
         return  # started again because one has failed for good
-    worker.enter(config["root"])
-    worker.note_files(config["root"])
+    place, files = config["place"], config["files"]
+    places.enter(place)
+    worker.note_files(place.root)
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
+    node_rank = context.get_local_rank() if place.store else None
     mailbox = config["mailbox"]
     pending: list[dict[str, Any]] = []
     sent_at = time.monotonic()
@@ -87,16 +101,24 @@ def _loop(config: dict[str, Any]) -> None:
         return is_stopping
 
     try:
-        result = worker.execute(
-            config["root"],
-            config["step"],
-            config["params"],
-            config["checkpoints"],
-            report=report,
-            rank=rank,
-            size=size,
-            asked_to_stop=asked_to_stop,
-        )
+        places.fetch(place, files)
+        with places.saving(place, files, is_first_here=not node_rank, is_first=rank == 0) as folder:
+            group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"  # another one after every start
+            ray.get(mailbox.join.remote(group, rank, ray.util.get_node_ip_address()))
+            dist.barrier()  # nobody looks for checkpoints before they are there
+            result = worker.execute(
+                place.root,
+                config["step"],
+                config["params"],
+                folder,
+                report=report,
+                rank=rank,
+                size=size,
+                node_rank=node_rank,
+                asked_to_stop=asked_to_stop,
+            )
+        if not rank:
+            result["outputs"] = places.leave(place, files.outs)
     except Exception as error:
         if _comes_of_a_lost_worker(error):
             raise
@@ -127,10 +149,10 @@ def _comes_of_a_lost_worker(error: Exception) -> bool:
 
 
 def run(
-    root: str,
+    place: Place,
     step: str,
     params: Parameters,
-    checkpoints: str,
+    files: Files,
     *,
     storage: str,
     on_event: Callable[[dict[str, Any]], None],
@@ -139,27 +161,32 @@ def run(
 ) -> dict[str, Any]:
     """Execute `step` in `params.workers` processes; returns the first one's result.
 
-    Raises what the step raised, or `ray.train.WorkerGroupError` when workers were lost too often.
+    Where `runtime.min_workers` allows it, training goes on with those that are left when nodes are lost; "workers" of
+    the result says on which nodes they were, each time that they were started. Raises what the step raised,
+    `ray.train.WorkerGroupError` when workers were lost too often, or `UserError` where a lost node does not come back.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box_class: Any = ray.remote(Mailbox)
+    mailbox = box_class.options(num_cpus=0, scheduling_strategy=here).remote()  # a node that is lost is not the stage's
     uses_gpu = params.device == "cuda"
     trainer = TorchTrainer(
         _loop,
         train_loop_config={
-            "root": root,
+            "place": place,
+            "files": files,
             "step": step,
             "params": params,
-            "checkpoints": checkpoints,
             "mailbox": mailbox,
         },
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=params.workers, use_gpu=uses_gpu, resources_per_worker={"CPU": params.threads}
+            num_workers=_how_many(params), use_gpu=uses_gpu, resources_per_worker={"CPU": params.threads}
         ),
         run_config=RunConfig(name=step, storage_path=storage, failure_config=FailureConfig(max_failures=_MAX_LOST)),
     )
@@ -174,8 +201,10 @@ def run(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     asked_at: float | None = None
+    room = _Room(params)
     while thread.is_alive():
         thread.join(0.5)
+        room.check()
         if stopping.is_set() and asked_at is None:
             asked_at = time.monotonic()
             mailbox.stop.remote()
@@ -188,5 +217,35 @@ def run(
     result, error = ray.get(mailbox.result.remote())
     if error is not None:
         raise error
-    returned: dict[str, Any] = result
-    return returned
+    return {**result, "workers": ray.get(mailbox.groups.remote())}
+
+
+def _how_many(params: Parameters) -> Any:
+    """Of Ray Train's workers: so many, or (fewest, most)."""
+    fewest = params.runtime.min_workers or params.workers
+    return params.workers if fewest >= params.workers else (fewest, params.workers)
+
+
+class _Room:
+    """Whether the cluster has what the workers need; a node that was lost has some minutes to come back."""
+
+    def __init__(self, params: Parameters) -> None:
+        self._fewest = params.runtime.min_workers or params.workers
+        self._needed = self._fewest * params.threads
+        self._is_short_since: float | None = None
+
+    def check(self) -> None:
+        import ray
+
+        there = ray.cluster_resources().get("CPU", 0.0)
+        if there >= self._needed:
+            self._is_short_since = None
+            return
+        self._is_short_since = self._is_short_since or time.monotonic()
+        if time.monotonic() - self._is_short_since > _BACK_WITHIN_S:
+            raise UserError(
+                f"a node was lost and is not back after {_BACK_WITHIN_S} s: {self._fewest} worker(s) need "
+                f"{self._needed} CPUs, and Ray has {there:g}. `axon run` goes on from the last checkpoint when it is "
+                "back; runtime.min_workers in params.yaml lets training go on with fewer, and other bytes come of it.",
+                exit_code=1,
+            )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
-import os
 import sys
 import threading
 import time
@@ -15,24 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import Stopped
 from tasks.files import read_json, write_json
+from tasks.runtime import place as places
+from tasks.runtime.place import Files, Place
 
 if TYPE_CHECKING:
     from tasks.parameters import Parameters
 
 STEP_MODULES = "tasks.steps"
 Report = Callable[[int, int, Mapping[str, float]], None]
-
-
-# Steps hold many objects for long and make few cycles: without collections reading docstrings takes a quarter less.
-_COLLECT_AFTER = (100_000, 50, 50)
-
-
-def enter(root: str) -> None:
-    """Work in the checkout and import from it; Ray starts workers elsewhere."""
-    gc.set_threshold(*_COLLECT_AFTER)
-    os.chdir(root)
-    if root not in sys.path:
-        sys.path.insert(0, root)
 
 
 def _resolve(function: str) -> Callable[[Any], Any]:
@@ -44,9 +32,11 @@ def _resolve(function: str) -> Callable[[Any], Any]:
 class PoolWorker:
     """One process with one thread that applies named functions to JSON items."""
 
-    def __init__(self, root: str, imports: Sequence[str]) -> None:
-        enter(root)
-        note_files(root)
+    def __init__(self, place: Place, files: Files, imports: Sequence[str]) -> None:
+        places.enter(place)
+        places.fetch(place, files)
+        self._place = place
+        note_files(place.root)
         for module in imports:
             importlib.import_module(module)
         if "torch" in sys.modules:
@@ -56,6 +46,10 @@ class PoolWorker:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         return json.dumps(_resolve(function)(json.loads(item)))
+
+    def bring(self, digests: Mapping[str, str]) -> None:
+        """Read from the store what the step has written meanwhile."""
+        places.bring(self._place, digests)
 
     def used(self) -> list[str]:
         return used()
@@ -84,10 +78,10 @@ def used() -> list[str]:
 class StepWorker:
     """The process that executes one step. `run` works in one thread; `events` answers in another."""
 
-    def __init__(self, root: str, step: str) -> None:
-        enter(root)
-        note_files(root)
-        self._root = Path(root)
+    def __init__(self, place: Place, step: str) -> None:
+        places.enter(place)
+        note_files(place.root)
+        self._place = place
         self._step = step
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -112,36 +106,50 @@ class StepWorker:
         with self._lock:
             self._events.append(event)
 
-    def run(self, params: Parameters, checkpoints: str, pool: list[Any]) -> dict[str, Any]:
-        """Execute the step; returns the seconds of work and the files that it used."""
-        return execute(
-            str(self._root),
-            self._step,
-            params,
-            checkpoints,
-            report=self._report,
-            pool=pool,
-            asked_to_stop=self._stop.is_set,
-        )
+    def _share(self, path: str, pool: Sequence[Any]) -> None:
+        import ray
+
+        digests = places.leave(self._place, [path])
+        ray.get([member.bring.remote(digests) for member in pool])
+
+    def run(self, params: Parameters, files: Files, pool: list[Any]) -> dict[str, Any]:
+        """Execute the step; returns the seconds of work, the files that it used, and the digests of what it left."""
+        places.fetch(self._place, files)
+        with places.saving(self._place, files) as folder:
+            result = execute(
+                self._place.root,
+                self._step,
+                params,
+                folder,
+                report=self._report,
+                pool=pool,
+                asked_to_stop=self._stop.is_set,
+                share=lambda path: self._share(path, pool),
+            )
+        return {**result, "outputs": places.leave(self._place, files.outs)}
 
 
 def execute(
     root: str,
     step: str,
     params: Parameters,
-    checkpoints: str,
+    folder: Path,
     *,
     report: Report,
     pool: Sequence[Any] = (),
     rank: int = 0,
     size: int = 1,
+    node_rank: int | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    share: Callable[[str], None] = lambda _path: None,
 ) -> dict[str, Any]:
-    """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used."""
+    """Execute `step` in this process, worker `rank` of `size`; returns the seconds of work and the files it used.
+
+    folder: where checkpoints are; node_rank, share: see `StepContext`.
+    """
     from tasks.steps.context import StepContext
 
     module = importlib.import_module(f"{STEP_MODULES}.{step}")
-    folder = Path(checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
     context = StepContext(
         params=params,
@@ -152,7 +160,9 @@ def execute(
         fan_out=PoolFanOut(list(pool), folder, report, asked_to_stop),
         rank=rank,
         n_workers=size,
+        node_rank=node_rank,
         asked_to_stop=asked_to_stop,
+        share=share,
     )
     started = time.monotonic()
     module.run(context)

@@ -30,12 +30,18 @@ def _never() -> bool:
     return False
 
 
+def _as_it_is(_path: str) -> None:
+    """Whoever sees the same disk sees the file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
     """`report(step, n_steps, values)` feeds progress and tracking and never changes a result.
 
     When `asked_to_stop()`, the step saves a checkpoint as soon as it can and raises `Stopped`. A step that trains runs
-    in each of `n_workers` processes, of which this is number `rank`; the first one writes.
+    in each of `n_workers` processes, of which this is number `rank`; the first one writes. `node_rank`: its
+    number among those on its node where nodes have a folder `checkpoints` each; None where all see the same.
+    `share(path)` lets the processes of `fan_out` read what the step has just written at `path` below `root`.
     """
 
     params: Parameters
@@ -46,4 +52,6 @@ class StepContext:
     fan_out: FanOut
     rank: int = 0
     n_workers: int = 1
+    node_rank: int | None = None
+    share: Callable[[str], None] = _as_it_is
     asked_to_stop: Callable[[], bool] = _never

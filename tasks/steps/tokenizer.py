@@ -112,6 +112,7 @@ def run(context: StepContext) -> None:
     else:
         tokenizer = bytelevel.train(_training_texts(text, demonstrations), vocab_size=vocab_size)
         bytelevel.save(tokenizer, root / "tokenizer")
+    context.share("tokenizer")
     context.report(1, N_PHASES, {})
     sizes = _tokenise(context, text, demonstrations)
     context.report(2, N_PHASES, {})

@@ -20,6 +20,7 @@ from tasks.errors import UserError, machine_fault
 from tasks.files import write_text
 from tasks.parameters import Parameters
 from tasks.runtime import cluster, training_group, worker
+from tasks.runtime.place import Files, Place
 from tasks.sweeping.plan import Plan
 
 # Keys of what a trial reports to Ray Tune.
@@ -109,10 +110,10 @@ def _execute(step: str, params: Parameters, folder: Path, reporter: Reporter) ->
     checkpoints = folder / "checkpoints" / step
     if params.workers > 1 and step in cluster.GROUPS:
         training_group.run(
-            str(folder),
+            Place(root=str(folder)),
             step,
             params,
-            str(checkpoints),
+            Files(checkpoints=str(checkpoints)),
             storage=str(folder / "ray-train"),
             on_event=reporter.event,
             stopping=threading.Event(),
@@ -121,7 +122,7 @@ def _execute(step: str, params: Parameters, folder: Path, reporter: Reporter) ->
         return
     pool = _pool(step, params, folder)
     try:
-        worker.execute(str(folder), step, params, str(checkpoints), report=reporter.report, pool=pool)
+        worker.execute(str(folder), step, params, checkpoints, report=reporter.report, pool=pool)
     finally:
         _end(pool)
 
@@ -133,7 +134,9 @@ def _pool(step: str, params: Parameters, folder: Path) -> list[Any]:
     import ray
 
     pool_class: Any = ray.remote(num_cpus=0)(worker.PoolWorker)
-    return [pool_class.remote(str(folder), list(cluster.POOLS[step])) for _ in range(params.runtime.sampling_workers)]
+    place, files = Place(root=str(folder)), Files(checkpoints="")
+    imports = list(cluster.POOLS[step])
+    return [pool_class.remote(place, files, imports) for _ in range(params.runtime.sampling_workers)]
 
 
 def _end(pool: Sequence[Any]) -> None:

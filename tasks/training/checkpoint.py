@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tasks.errors import Stopped, UserError
 from tasks.files import flush_to_disk, read_json, write_json
-from tasks.training.parallel import World
+from tasks.training.parallel import World, whole
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Checkpoints:
     """The checkpoints of one stage, saved at most every `every_s` seconds (0: whenever it is asked).
 
     With several workers each writes its share of the tensors, and reads all shares: their number may have changed.
+    Workers on several nodes may have a folder each, in which all shares are found again only after a start.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Checkpoints:
 
         Raises `Stopped` behind it where `is_due` has found that the work was asked to stop.
         """
-        self._write(f"checkpoint-{number:08d}", tensors, state)
-        if self._world.is_first:
+        self._write(f"checkpoint-{number:08d}", tensors, state, self._world)
+        if self._world.is_keeper:
             for old in self._all()[:-_N_KEPT]:
                 shutil.rmtree(old)
         self._saved_at = time.monotonic()
@@ -86,8 +87,14 @@ class Checkpoints:
 
         Those that a resumed run may need are kept: all behind the oldest checkpoint, and the one before that.
         """
-        self._write(f"anchor-{number:08d}", tensors, state)
-        if self._world.is_first:
+        if self._world.node_rank is None:
+            self._write(f"anchor-{number:08d}", tensors, state, self._world)
+        else:  # every folder holds all of it: it is read again without a start in between
+            entire = _entire(tensors, self._world)
+            if self._world.is_keeper:
+                self._write(f"anchor-{number:08d}", entire, state, World())
+            self._world.total([0.0])
+        if self._world.is_keeper:
             checkpoints = [_number(path) for path in self._all()]
             not_needed = [path for path in self._anchors() if checkpoints and _number(path) <= min(checkpoints)][:-1]
             for old in not_needed:
@@ -104,19 +111,22 @@ class Checkpoints:
             raise UserError(f"{directory} is damaged ({fault}); delete {self._directory} and run again.", exit_code=1)
         return _read(directory, device)
 
-    def _write(self, called: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a folder, whole or not at all; each worker its share."""
-        world = self._world
+    def _write(self, called: str, tensors: dict[str, Tensor], state: dict[str, Any], world: World) -> None:
+        """Write a folder, whole or not at all; each worker of `world` its share."""
         partial = self._directory / f".{called}.partial"
-        if world.is_first:
+        if world.is_keeper:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         world.total([0.0])  # no worker writes before the folder is there
         name = _SHARD.format(rank=world.rank + 1, size=world.size)
-        own = {key: tensors[key].detach().cpu().contiguous() for key in _share(tensors, world)}
+        names, own = _share(tensors, world), {}
+        for key, tensor in sorted(tensors.items()):
+            entire = whole(tensor.detach())  # one at a time, and all workers alike
+            if key in names:
+                own[key] = entire.cpu().contiguous()
         safetensors.torch.save_file(own, partial / name, metadata={"format": "pt"})
         digests = world.gather(bytes.fromhex(_digest_of_file(partial / name)))
-        if world.is_first:
+        if world.is_keeper:
             shards = {_SHARD.format(rank=i + 1, size=world.size): d.hex() for i, d in enumerate(digests)}
             write_json(partial / _STATE, {"shards": shards, "digest": _digest_of_json(state), "state": state})
             for file in partial.iterdir():
@@ -154,14 +164,34 @@ def _number(directory: Path) -> int:
 
 
 def _share(tensors: dict[str, Tensor], world: World) -> list[str]:
-    """The names that this worker writes: the largest first, each to whoever has least so far."""
+    """The names that this worker writes: the largest first, each to whoever has least so far.
+
+    Of what not all of them have, the part of a pipeline, the first one that has it writes it.
+    """
+    held = [set(json.loads(names)) for names in world.gather_text(json.dumps(sorted(tensors)))]
+    by_all = set.intersection(*held)
+    own = [name for name in tensors if name not in by_all and not any(name in names for names in held[: world.rank])]
     filled = [0] * world.size
-    own = []
-    for name in sorted(tensors, key=lambda key: (-tensors[key].nbytes, key)):
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name in by_all}
+    for name in sorted(by_all, key=lambda key: (-sizes[key], key)):
         rank = filled.index(min(filled))
-        filled[rank] += tensors[name].nbytes
+        filled[rank] += sizes[name]
         if rank == world.rank:
             own.append(name)
+    return own
+
+
+def _entire(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """All tensors that any worker has, or a part of, on every worker."""
+    own = {name: whole(tensor.detach()) for name, tensor in sorted(tensors.items())}
+    described = json.dumps({name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in own.items()})
+    held = [json.loads(text) for text in world.gather_text(described)]
+    for name in sorted(set().union(*held)):
+        holders = [rank for rank, names in enumerate(held) if name in names]
+        if len(holders) < world.size:
+            shape, kind = held[holders[0]][name]
+            tensor = own[name].clone() if name in own else torch.empty(shape, dtype=getattr(torch, kind))
+            own[name] = world.broadcast(tensor, holders[0])
     return own
 
 

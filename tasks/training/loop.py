@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints
@@ -20,7 +21,8 @@ from tasks.training.curves import Curve
 from tasks.training.device import autocast
 from tasks.training.divergence import WINDOW, Watch
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
-from tasks.training.parallel import Objective, World, spread
+from tasks.training.parallel import Objective, Partitioned, Sharded, World, clip
+from tasks.training.pipeline import Pipelined, pipelines
 from tasks.training.state import (
     generator_tensors,
     load_generator_tensors,
@@ -121,8 +123,8 @@ def fit(
     Raises `Stopped` when it was asked to.
     """
     device = next(model.parameters()).device
-    world = World(context.rank, context.n_workers)
-    objective = spread(Objective(model, loss), world)
+    world = World(context.rank, context.n_workers, context.node_rank)
+    objective = _spread(Objective(model, loss), world, context.params.partition, recipe.precision)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
     checkpoints = Checkpoints(
         context.checkpoints,
@@ -191,7 +193,20 @@ def fit(
         }
         curve.add(step + 1, values)
         context.report(step + 1, recipe.n_steps, values)
+    if isinstance(objective, Partitioned):
+        objective.put_together()
     return Fitted(curve=curve, tokens=tokens, left_out=watch.left_out)
+
+
+def _spread(objective: Objective, world: World, partition: str, precision: str) -> nn.Module:
+    """The objective over all workers: the model whole on each (Li et al. 2020, "PyTorch Distributed"), or in parts."""
+    if world.size == 1:
+        return objective
+    if partition == "pipeline" and pipelines(objective.loss):
+        return Pipelined(objective, world, precision)
+    if partition != "none":
+        return Sharded(objective)
+    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def gradients(
@@ -204,8 +219,8 @@ def gradients(
 ) -> tuple[float, float]:
     """The clipped gradients of all micro-batches of `rows`; returns their mean loss and the norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
-    own = 0.0
-    parts = world.part(rows, recipe.accumulation)
+    own = objective.run(rows, recipe.accumulation) if isinstance(objective, Pipelined) else 0.0
+    parts = [] if isinstance(objective, Pipelined) else world.part(rows, recipe.accumulation)
     for i, (part, weight) in enumerate(parts):
         is_last = i == len(parts) - 1
         # Gradients are exchanged once a step.
@@ -217,6 +232,7 @@ def gradients(
             # Torch averages over workers; a step is a sum.
             (part_loss * world.size).backward()
         own += part_loss.item()
+    if isinstance(objective, Partitioned):
+        objective.exchange()
     (total,) = world.total([own])
-    grad_norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_norm).item()
-    return total, grad_norm
+    return total, clip(objective, recipe.clip_norm)

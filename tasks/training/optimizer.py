@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tasks.training.parallel import is_part, part_like
+
 
 def adamw(model: nn.Module, *, learning_rate: float, beta2: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW that decays matrices only: not gains, and not embeddings.
@@ -15,12 +17,14 @@ def adamw(model: nn.Module, *, learning_rate: float, beta2: float, weight_decay:
     shrink the rows of rare tokens.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad and not p.is_meta]
     matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
     decayed = {id(p) for p in matrices}
     others = [p for p in parameters if id(p) not in decayed]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    decays = [(matrices, weight_decay), (others, 0.0)]
+    # The fused update takes parameters that are in parts over the workers, or whole ones, and not both at once.
+    kinds = [([p for p in ps if is_part(p) == parts], decay) for ps, decay in decays for parts in (False, True)]
+    groups = [{"params": ps, "weight_decay": decay} for ps, decay in kinds if ps]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), eps=1e-8, fused=True)
 
 
@@ -49,6 +53,8 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of `state_tensors`."""
     for name, p in model.named_parameters():
-        if f"{name}.step" in tensors:
+        if f"{name}.step" in tensors and not p.is_meta:
             # `step` stays a CPU scalar for a CPU parameter and lives on the device in a fused CUDA optimiser.
-            optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device).clone() for key in _STATE}
+            found = {key: tensors[f"{name}.{key}"].to(p.device).clone() for key in _STATE}
+            moments = {key: part_like(found[key], p) for key in _STATE if found[key].ndim}
+            optimizer.state[p] = {**found, **moments}

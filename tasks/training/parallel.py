@@ -6,28 +6,39 @@ the order of floating-point additions differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from axon_models.decoder.model import Block
 from tasks.training.batches import Batch
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the `size` workers of a stage. One worker alone needs no process group."""
+    """This process among the `size` workers of a stage. One worker alone needs no process group.
+
+    node_rank: its number among those on its node, where nodes have a folder of checkpoints each; None: all share one.
+    """
 
     rank: int = 0
     size: int = 1
+    node_rank: int | None = None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def is_keeper(self) -> bool:
+        """Whether it is the one that makes and removes folders of checkpoints where it is."""
+        return (self.rank if self.node_rank is None else self.node_rank) == 0
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all workers, the same on every worker; a barrier too."""
@@ -45,6 +56,19 @@ class World:
         every = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(every, tensor)
         return [bytes(t.tolist()) for t in every]
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """`tensor` as worker `source` has it."""
+        if self.size > 1:
+            dist.broadcast(tensor, source)
+        return tensor
+
+    def gather_text(self, own: str) -> list[str]:
+        """The text of every worker, by rank."""
+        content = own.encode()
+        lengths = [int.from_bytes(length, "big") for length in self.gather(len(content).to_bytes(8, "big"))]
+        padded = self.gather(content.ljust(max(lengths)))
+        return [text[:length].decode() for text, length in zip(padded, lengths, strict=True)]
 
     def part(self, rows: Batch, accumulation: int) -> list[tuple[dict[str, Tensor], float]]:
         """This worker's micro-batches of `rows`, each with its weight; `accumulation` of them over all workers.
@@ -68,8 +92,106 @@ class Objective(nn.Module):
         return self.loss(self.model, rows)
 
 
-def spread(objective: Objective, world: World) -> nn.Module:
-    """The objective with gradients averaged over all workers (Li et al. 2020, "PyTorch Distributed")."""
-    if world.size == 1:
-        return objective
-    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+class Partitioned(nn.Module, ABC):
+    """An objective whose model has its blocks in parts over the workers, and the rest whole on each of them."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    @abstractmethod
+    def exchange(self) -> None:
+        """After `backward`: make the gradients of what is whole those of all workers' work."""
+
+    @abstractmethod
+    def put_together(self) -> None:
+        """Have the whole model on every worker from here on."""
+
+    @abstractmethod
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This worker's gradients of what is in parts, and those of what is whole."""
+
+    def clip(self, max_norm: float) -> float:
+        """Scale all gradients so that their norm is at most `max_norm`; returns the norm before."""
+        parts, wholes = self.gradients()
+        squares = torch.zeros((), dtype=torch.float64)
+        for part in parts:
+            squares += part.double().square().sum().cpu()
+        dist.all_reduce(squares)
+        for gradient in wholes:
+            squares += gradient.double().square().sum().cpu()
+        norm = squares.sqrt().item()
+        for gradient in (*parts, *wholes):
+            gradient.mul_(min(1.0, max_norm / (norm + 1e-6)))
+        return norm
+
+
+class Sharded(Partitioned):
+    """Every block in shards, one a worker, with their gradients and optimiser state; each worker has rows of its own.
+
+    FSDP2 (Zhao et al. 2023, "PyTorch FSDP") puts a block together where it is needed.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        from torch.distributed.fsdp import fully_shard  # a second that one worker does not spend
+
+        super().__init__(objective)
+        blocks = [m for m in objective.modules() if isinstance(m, Block) and _is_trained(m)]
+        # Left to itself FSDP keeps a block together after an evaluation, and the optimiser's state is not found.
+        self._blocks = [fully_shard(block, reshard_after_forward=True) for block in blocks]
+
+    def forward(self, rows: dict[str, Tensor]) -> Tensor:
+        return self.objective(rows)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Gradients of micro-batches are summed before they are exchanged."""
+        for block in self._blocks:
+            block.set_requires_gradient_sync(False)
+        yield
+        for block in self._blocks:
+            block.set_requires_gradient_sync(True)
+
+    def exchange(self) -> None:
+        for gradient in self.gradients()[1]:
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        every: list[Any] = [p.grad for p in self.parameters() if p.grad is not None]
+        return [g.to_local() for g in every if is_part(g)], [g for g in every if not is_part(g)]
+
+    def put_together(self) -> None:
+        for block in self._blocks:
+            block.set_reshard_after_forward(False)
+            block.unshard()
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return all(p.requires_grad for p in module.parameters())
+
+
+def clip(objective: nn.Module, max_norm: float) -> float:
+    """Scale all gradients so that their norm is at most `max_norm`; returns the norm before."""
+    if isinstance(objective, Partitioned):
+        return objective.clip(max_norm)
+    return nn.utils.clip_grad_norm_(objective.parameters(), max_norm).item()
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether this worker has but a part of it: a `DTensor`, which only `Sharded` makes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """The tensor of which this worker may have a part; every worker has to ask."""
+    return tensor.full_tensor() if is_part(tensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Any) -> Tensor:
+    """This worker's part of a whole `tensor`, in parts as `like` is."""
+    if not is_part(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from tasks.training import optimizer as optimizers
 from tasks.training.checkpoint import prefixed, without_prefix
+from tasks.training.parallel import part_like
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All of `model` (its parameters; tied ones once) and `optimizer`."""
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    """All that this worker has of `model` (its parameters; tied ones once) and `optimizer`."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
     return {
         **prefixed("model.", weights),
         **prefixed("optimizer.", optimizers.state_tensors(model, optimizer)),
@@ -23,7 +24,7 @@ def load_training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, te
     weights = without_prefix("model.", tensors)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(weights[name])
+            p.copy_(part_like(weights[name], p))
     optimizers.load_state_tensors(model, optimizer, without_prefix("optimizer.", tensors))
 
 

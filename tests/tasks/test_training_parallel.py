@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints, _share
 from tasks.training.loop import fit
 from tasks.training.losses import stream_loss
-from tasks.training.parallel import World
+from tasks.training.parallel import World, is_part
 from tests.helpers import make_context
 from tests.tasks.test_training_loop import RECIPE, Killed, _batch, _loss, _net
 
@@ -40,7 +43,17 @@ def _tokens(k):
 KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_loss)}
 
 
-def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: int, every_s: float) -> None:
+def _work(
+    rank: int,
+    size: int,
+    root: str,
+    kind: str,
+    n_steps: int,
+    killed_at: int,
+    every_s: float,
+    apart: bool,
+    partition: str,
+) -> None:
     """What one worker does: train a small model, and keep its weights and losses."""
     folder, (make, batch, loss) = Path(root), KINDS[kind]
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting-{size}-{killed_at}", rank=rank, world_size=size)
@@ -49,26 +62,48 @@ def _work(rank: int, size: int, root: str, kind: str, n_steps: int, killed_at: i
     def report(step, n, values):
         if step == killed_at:
             raise Killed
+        held = [p.to_local() if is_part(p) else p for p in net.parameters() if not p.is_meta]
+        write_json(folder / f"{rank}.held.json", sum(p.numel() for p in held))
 
     context = dataclasses.replace(
         make_context(folder, checkpoint_every_s=every_s, report=report), rank=rank, n_workers=size
     )
+    if apart:
+        context = dataclasses.replace(context, checkpoints=node(folder, rank), node_rank=0)
+    context = dataclasses.replace(context, params=context.params.model_copy(update={"partition": partition}))
     recipe = dataclasses.replace(RECIPE, n_steps=n_steps, accumulation=2)
+
+    def evaluate():
+        return {"loss": loss(net, batch(99).tensors).item()}
+
     try:
-        fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=lambda: {}, context=context)
+        fitted = fit(net, recipe, batch=batch, loss=loss, evaluate=evaluate, context=context)
     except Killed:
         return
     save_file({name: p.detach() for name, p in net.named_parameters()}, folder / f"{rank}.safetensors")
     write_json(folder / f"{rank}.json", fitted.curve.rows)
 
 
+def node(root: Path, rank: int) -> Path:
+    """The folder of checkpoints of a worker on a node of its own."""
+    return root / f"node-{rank}" / "checkpoints"
+
+
 def _train(
-    root: Path, size: int, *, kind: str = "toy", n_steps: int = 9, killed_at: int = -1, every_s: float = 3600.0
+    root: Path,
+    size: int,
+    *,
+    kind: str = "toy",
+    n_steps: int = 9,
+    killed_at: int = -1,
+    every_s: float = 3600.0,
+    apart: bool = False,
+    partition: str = "none",
 ) -> list[tuple[dict, list]]:
-    """Train with `size` workers; weights and curve of each of them."""
+    """Train with `size` workers; weights and curve of each of them. apart: on nodes that share no disk."""
     root.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s) for rank in range(size)]
+    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart, partition) for rank in range(size)]
     workers = [spawn.Process(target=_work, args=a) for a in arguments]
     for worker in workers:
         worker.start()
@@ -80,8 +115,19 @@ def _train(
     return [(load_file(root / f"{rank}.safetensors"), read_json(root / f"{rank}.json")) for rank in range(size)]
 
 
-def test_workers_together_train_as_one_does(tmp_path):
-    ((weights, curve),) = _train(tmp_path / "one", 1)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[tuple[dict, list]]]:
+    """Training of some kind by some workers without a break, made once."""
+
+    @cache
+    def trained(size: int, kind: str = "toy") -> list[tuple[dict, list]]:
+        return _train(tmp_path_factory.mktemp("undisturbed"), size, kind=kind)
+
+    return trained
+
+
+def test_workers_together_train_as_one_does(undisturbed, tmp_path):
+    ((weights, curve),) = undisturbed(1)
     together = _train(tmp_path / "many", 3)
     for own_weights, own_curve in together:
         for name, own in own_weights.items():
@@ -101,14 +147,51 @@ def test_two_workers_with_half_the_batch_have_the_curve_of_one_for_fifty_steps(t
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_workers_goes_on_from_a_checkpoint(tmp_path, before, after):
-    whole = _train(tmp_path / "whole", after)
+def test_another_number_of_workers_goes_on_from_a_checkpoint(undisturbed, tmp_path, before, after):
+    whole = undisturbed(after)
     _train(tmp_path / "cut", before, killed_at=5, every_s=0.0)
     folder = tmp_path / "cut" / ".axon" / "checkpoints" / "test" / "checkpoint-00000004"
     assert len(list(folder.glob("tensors-*.safetensors"))) == before
     resumed = _train(tmp_path / "cut", after)
     for name, own in resumed[0][0].items():
         torch.testing.assert_close(own, whole[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("partition", ["shard", "pipeline"])
+def test_a_model_in_parts_trains_as_a_whole_one_and_one_worker_goes_on(undisturbed, tmp_path, partition):
+    ((weights, curve),) = undisturbed(1, "decoder")
+    together = _train(tmp_path / "parts", 2, kind="decoder", partition=partition)
+    in_blocks = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("blocks."))
+    outside = sum(tensor.numel() for tensor in weights.values()) - in_blocks
+    held = [read_json(tmp_path / "parts" / f"{rank}.held.json") for rank in range(2)]
+    assert sum(held) == in_blocks + 2 * outside, "each worker holds a part of the blocks"
+    for own_weights, own_curve in together:
+        assert own_weights.keys() == weights.keys()
+        for name, own in own_weights.items():
+            assert torch.equal(own, together[0][0][name])
+            torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
+        assert [row["step"] for row in own_curve] == [row["step"] for row in curve]
+        for row, single in zip(own_curve, curve, strict=True):
+            assert row == pytest.approx(single, rel=1e-3)
+    _train(tmp_path / "cut", 2, kind="decoder", partition=partition, killed_at=5, every_s=0.0)
+    resumed = _train(tmp_path / "cut", 1, kind="decoder", partition=partition)
+    for name, own in resumed[0][0].items():
+        torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_workers_without_a_shared_disk_go_on_when_each_has_the_shares_of_all(undisturbed, tmp_path):
+    whole = undisturbed(2)
+    root = tmp_path / "cut"
+    _train(root, 2, killed_at=5, every_s=0.0, apart=True)
+    shares = [{p.name for p in (node(root, rank) / "checkpoint-00000004").iterdir()} for rank in range(2)]
+    assert shares[0] ^ shares[1] == {"tensors-00001-of-00002.safetensors", "tensors-00002-of-00002.safetensors"}
+    for here, there in ((0, 1), (1, 0)):  # as a store does
+        for path in node(root, here).rglob("tensors-*"):
+            shutil.copy(path, node(root, there) / path.relative_to(node(root, here)))
+    resumed = _train(root, 2, apart=True)
+    assert [row["step"] for row in resumed[0][1]] == [row["step"] for row in whole[0][1]]
+    for name, own in resumed[0][0].items():
+        assert torch.equal(own, whole[0][0][name])
 
 
 def test_the_parts_of_all_workers_are_the_rows_of_the_step():

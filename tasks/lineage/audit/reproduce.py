@@ -150,6 +150,9 @@ def _environment(root: Path, statement: Statement) -> list[str]:
     now = surroundings.environment(root, statement.determines.get("device"))
     facts = [key for key in ("python", "processor", "accelerator") if then.get(key) != now[key]]
     differences = [f"{key} {then.get(key)} → {now[key]}" for key in facts]
+    workers = statement.determines.get("workers")
+    if isinstance(workers, list):  # nodes were lost
+        differences.append(f"workers {', then '.join(map(str, workers))} → as params.yaml says")
     libraries = then.get("libraries", {})
     for name in sorted({*libraries, *now["libraries"]}):
         if libraries.get(name) != now["libraries"].get(name):
