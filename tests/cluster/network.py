@@ -45,7 +45,7 @@ class Machine:
 
     def run(self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(arguments), env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=580
+            self.command(arguments), env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=1500
         )
 
     def pids(self) -> list[int]:
