@@ -50,15 +50,21 @@ def n_cpus_needed(params: Parameters) -> int:
 
 
 def start(params: Parameters) -> str:
-    """Start the embedded Ray, or connect to `RAY_ADDRESS`; returns the address for the stages."""
-    ray = _ray()
+    """Start an embedded Ray in this process, or connect to `RAY_ADDRESS`; returns the address for the stages."""
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
-        ray.init(address=cluster, log_to_driver=False, logging_level="ERROR")
+        _ray().init(address=cluster, log_to_driver=False, logging_level="ERROR")
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    return start_embedded(n_cpus_needed(params))
+
+
+def start_embedded(n_cpus: int) -> str:
+    """A Ray of `n_cpus` on loopback that ends with this process; `RAY_AUTH_TOKEN` is the token it asks for."""
+    ray = _ray()
     ray.init(
-        num_cpus=n_cpus_needed(params),
+        address="local",  # not that of a `ray start` on this machine, which may be gone long since
+        num_cpus=n_cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
