@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test lint clean
+.PHONY: install run run-hour test test-slow chaos lint clean
 
 install: $(STAMP)
 
@@ -37,6 +37,11 @@ test: install
 # What takes minutes each: every stage under plain `dvc repro`, more kills. Results are in docs/performance.md.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Kill each kind of process once in each stage, about 35 minutes; what came of it is written into docs/reliability.md.
+# CHAOS="--seed 7 --campaigns 1" repeats, `python -m tests.chaos --help` says what else.
+chaos: install
+	$(BIN)/python -m tests.chaos --out docs/reliability.md $(CHAOS)
 
 clean:
 	$(BIN)/axon clean
