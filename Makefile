@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test test-slow test-scheduled test-cluster lint clean
+.PHONY: install run run-hour test test-slow test-scheduled test-cluster chaos lint clean
 
 install: $(STAMP)
 
@@ -47,6 +47,11 @@ test-scheduled: install
 test-cluster: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,cluster-test]'
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# Kill each kind of process once in each stage, about 35 minutes; what came of it is written into docs/reliability.md.
+# CHAOS="--seed 7 --campaigns 1" repeats, `python -m tests.chaos --help` says what else.
+chaos: install
+	$(BIN)/python -m tests.chaos --out docs/reliability.md $(CHAOS)
 
 clean:
 	$(BIN)/axon clean

@@ -39,9 +39,10 @@ def engines(checkout: Checkout, params: Parameters) -> Iterator[None]:
     guard.close_earlier_runs(checkout)
     with (
         guard.run_guard(checkout, uuid.uuid4().hex),
-        services.ray_head(params),
+        services.ray_head(checkout, params) as wait_for_ray,
         services.mlflow_sender(checkout),
     ):
+        wait_for_ray()
         yield
 
 

@@ -26,7 +26,7 @@ from tasks.lineage.audit import determinism
 from tasks.parameters import Parameters
 from tasks.redact import in_errors, redacted
 from tasks.retraining import snapshots
-from tasks.runtime import guard, reproduction, stages
+from tasks.runtime import guard, leftovers, reproduction, stages
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
 from tasks.runtime.stages import Stage
@@ -51,6 +51,7 @@ class Run:
     not_restored: frozenset[str] = frozenset()  # stages for which an earlier result of the same inputs is not taken
     seconds: dict[str, float] = field(default_factory=dict)
     interruption: Interruption = field(init=False)
+    wait_for_ray: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.interruption = Interruption(self.checkout)
@@ -92,9 +93,10 @@ def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
         run.console.print("[dim]starting Prefect, Ray and MLflow …[/dim]")
         started = time.monotonic()
         wait_for_prefect = stack.enter_context(prefect_server(run.checkout))
-        stack.enter_context(services.ray_head(run.params))
+        run.wait_for_ray = stack.enter_context(services.ray_head(run.checkout, run.params))
         sender = stack.enter_context(services.mlflow_sender(run.checkout))
         wait_for_prefect()
+        run.wait_for_ray()
         prefect = redacted(os.environ["PREFECT_API_URL"]).removesuffix("/api")
         ray = redacted(os.environ["AXON_RAY_ADDRESS"])
         seconds = time.monotonic() - started
@@ -136,6 +138,7 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
         if run.interruption.is_asked:  # between two stages there was none to pass it on to
             raise KeyboardInterrupt
         run.interruption.install()
+        run.wait_for_ray()
         with in_errors():
             _reproduce(run, name, record)
 
@@ -191,7 +194,8 @@ def _reproduce(run: Run, name: str, record: Journal) -> None:
     started = time.monotonic()
     journals = set(run.checkout.journals.glob("*.jsonl"))
     run.console.print(f"[bold]{name}[/bold]")
-    ran = reproduction.reproduce(run.checkout.root, name, run_cache=name not in run.not_restored)
+    with leftovers.keeping_lock(run.checkout):
+        ran = reproduction.reproduce(run.checkout.root, name, run_cache=name not in run.not_restored)
     if not ran:
         run.console.print(f"  {name}: unchanged")
         return

@@ -25,7 +25,7 @@ from tasks.registry import CHAMPION, NAME, Version
 from tasks.retraining import baseline, pulling
 from tasks.retraining import profile as profiles
 from tasks.retraining.profile import Newness, Profile
-from tasks.runtime import guard
+from tasks.runtime import guard, leftovers
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import StageFailed
 from tasks.tracking.journal import Journal
@@ -49,6 +49,8 @@ def retrain(checkout: Checkout, *, force: bool = False) -> Outcome:
         console.print(f"waiting for {holder} to end …")
 
     with guard.exclusive(checkout.locks / "run", who="axon retrain", waiting=waiting):
+        for told in leftovers.clear(checkout):
+            console.print(f"[dim]{told}[/dim]")
         decisions.settle(checkout)
         with Journal(checkout.journals, "retrain") as record:
             params = load(checkout.root)

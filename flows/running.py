@@ -11,9 +11,11 @@ from tasks import registry
 from tasks.data import sources
 from tasks.errors import UserError
 from tasks.parameters import Parameters
-from tasks.runtime import guard
+from tasks.runtime import guard, leftovers
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
+from tasks.tracking import mlflow_store
+from tasks.tracking.mlflow_store import StoreAway
 
 
 def run(
@@ -38,6 +40,8 @@ def run(
         console.print(f"waiting for {holder} to end …")
 
     with guard.exclusive(checkout.locks / "run", who="axon run", waiting=waiting):
+        for told in leftovers.clear(checkout):
+            console.print(f"[dim]{told}[/dim]")
         _settle(checkout)
         # The graph is read before parameters are written: an unknown stage changes nothing.
         if text:
@@ -46,6 +50,7 @@ def run(
         prepared = pipeline.prepare(checkout, params, targets, console, run_cache=run_cache)
         if prepared.plan.nothing_to_do and (targets or registry.is_registered(checkout)):
             console.print("Nothing to do: every stage is current" + ("." if targets else ", the model is registered."))
+            _tell_mlflow(checkout)
             return
         try:
             version = pipeline.execute(prepared)
@@ -75,6 +80,15 @@ def _settle(checkout: Checkout) -> None:
         from tasks.promotion import decisions
 
         decisions.settle(checkout)
+
+
+def _tell_mlflow(checkout: Checkout) -> None:
+    """Tell MLflow what it missed while it was away, and what a run that was killed could not say."""
+    if mlflow_store.is_behind(checkout):
+        try:
+            mlflow_store.Sender(checkout).deliver()
+        except StoreAway as error:
+            print(f"{error}. What it was not told is kept, and told by the next run.", file=sys.stderr)
 
 
 def _show(console: Console, plan: Plan) -> None:

@@ -6,26 +6,37 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flows.prefect_server import SERVER_NICENESS
 from tasks.parameters import Parameters
 from tasks.runtime import cluster
 from tasks.runtime.checkout import Checkout
+from tasks.runtime.head import Head
 from tasks.tracking.mlflow_store import Sender, StoreAway
 
 
 @contextmanager
-def ray_head(params: Parameters, *, n_cpus: int | None = None) -> Iterator[None]:
+def ray_head(checkout: Checkout, params: Parameters, *, n_cpus: int | None = None) -> Iterator[Callable[[], None]]:
     """An embedded Ray (of `n_cpus`, or as many as one stage needs), or the cluster of `RAY_ADDRESS`; stages find it by
-    the environment."""
-    os.environ[cluster.ADDRESS] = cluster.start(params, n_cpus=n_cpus)
+    the environment. Gives a function that waits until it is ready, also when it has died meanwhile and is started
+    again."""
+    if os.environ.get("RAY_ADDRESS"):
+        os.environ[cluster.ADDRESS] = cluster.start(params)
+        try:
+            yield lambda: None
+        finally:
+            del os.environ[cluster.ADDRESS]
+            cluster.shut_down()
+        return
+    ray = Head(checkout, n_cpus or cluster.n_cpus_needed(params))
     try:
-        yield
+        yield ray.wait_until_ready
     finally:
-        del os.environ[cluster.ADDRESS]
-        cluster.shut_down()
+        if "ray" in sys.modules:  # a gate connects to it from this process, which Ray would end with its own
+            cluster.shut_down()
+        ray.stop()
 
 
 @contextmanager

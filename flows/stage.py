@@ -20,7 +20,7 @@ from tasks.errors import Stopped, UserError, machine_fault
 from tasks.parameters import load
 from tasks.redact import redacted
 from tasks.runtime import checkout as checkouts
-from tasks.runtime import environment, guard, stages
+from tasks.runtime import environment, guard, head, stages
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.cluster import StageWorkers, WorkerLost, stage_workers
 from tasks.runtime.place import Files
@@ -34,6 +34,7 @@ EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
 def main(name: str) -> None:
     """Run the stage and leave with its exit code: 0, 1 failed, 2 configuration, 75 a worker died."""
     guard.die_with_run()
+    head.when_gone(lambda: _leave_without_ray(name))
     try:
         checkout = checkouts.find()
         environment.prepare(checkout)
@@ -60,6 +61,12 @@ def main(name: str) -> None:
 
 def _say(name: str, told: str) -> None:
     print(f"\n{name}: {redacted(told)}", file=sys.stderr, flush=True)
+
+
+def _leave_without_ray(name: str) -> None:
+    """Whatever the stage waits for will not come: Ray's own limit for its control service is a minute."""
+    os.write(2, f"\n{name}: Ray was lost.\n".encode())
+    os._exit(EXIT_WORKER_LOST)
 
 
 def _with_trace(name: str, error: Exception) -> str:

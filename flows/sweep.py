@@ -179,9 +179,11 @@ def _engines(checkout: Checkout, plan: Plan, record: Journal, concurrent: int) -
     largest = tuning.largest(plan)
     with (
         guard.run_guard(checkout, record.id),
-        services.ray_head(largest, n_cpus=cluster.n_cpus_needed(largest) + 1),
+        services.ray_head(checkout, largest, n_cpus=cluster.n_cpus_needed(largest) + 1) as wait_for_ray,
         services.mlflow_sender(checkout),
     ):
+        wait_for_ray()
+        cluster.connect(largest)
         tuning.check_room(plan, concurrent, cluster.resources())
         yield
 

@@ -66,16 +66,12 @@ def n_cpus_needed(params: Parameters) -> int:
     return max(os.cpu_count() or 1, params.threads * params.workers, params.runtime.sampling_workers)
 
 
-def start(params: Parameters, *, n_cpus: int | None = None) -> str:
-    """Start the embedded Ray, or connect to `RAY_ADDRESS`; returns the address for the stages.
-
-    n_cpus: of the embedded one; None: as many as one stage of `params` needs.
-    """
-    ray = _ray()
+def start(params: Parameters) -> str:
+    """Start an embedded Ray in this process, or connect to `RAY_ADDRESS`; returns the address for the stages."""
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
         try:
-            ray.init(address=cluster, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
+            _ray().init(address=cluster, log_to_driver=False, logging_level="ERROR", runtime_env=_job_environment())
         except (OSError, RuntimeError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -85,9 +81,15 @@ def start(params: Parameters, *, n_cpus: int | None = None) -> str:
             ) from None
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    return start_embedded(n_cpus_needed(params))
+
+
+def start_embedded(n_cpus: int) -> str:
+    """A Ray of `n_cpus` on loopback that ends with this process; `RAY_AUTH_TOKEN` is the token it asks for."""
+    ray = _ray()
     ray.init(
         address="local",  # and not whatever cluster was started last on this machine, which Ray takes by itself
-        num_cpus=n_cpus or n_cpus_needed(params),
+        num_cpus=n_cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

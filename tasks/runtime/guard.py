@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,25 +117,30 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def marked(run_id: str) -> list[int]:
-    """The processes of this user whose environment carries the mark of `run_id`, this one apart."""
-    mark = f"{RUN_MARK}={run_id}".encode()
+def marked(run_id: str, *, name: str = RUN_MARK) -> list[int]:
+    """The processes of this user that carry the mark of `run_id`, this one apart: in their environment, or by working
+    in a folder that is called so, since Ray's agents overwrite theirs.
+
+    name: of the variable that is the mark.
+    """
+    mark = f"{name}={run_id}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                in_environment = mark in (entry / "environ").read_bytes().split(b"\0")
+                if in_environment or run_id in (entry / "cwd").readlink().parts:
                     found.append(int(entry.name))
             except OSError:
                 continue
     return found
 
 
-def reap(run_id: str, *, spare: frozenset[int] = frozenset()) -> int:
+def reap(run_id: str, *, name: str = RUN_MARK, spare: frozenset[int] = frozenset()) -> int:
     """Kill every process that carries the mark of `run_id`; return how many there were."""
     count = 0
     for _ in range(50):
-        pids = [pid for pid in marked(run_id) if pid not in spare]
+        pids = [pid for pid in marked(run_id, name=name) if pid not in spare]
         if not pids:
             break
         for pid in pids:
@@ -155,9 +161,8 @@ def close_earlier_runs(checkout: Checkout) -> list[str]:
     folder = checkout.state / "runs"
     closed = []
     for path in sorted(folder.glob("*.open")) if folder.is_dir() else []:
-        reap(path.stem)
+        _end(path.stem, path)
         closed.append(path.stem)
-        path.unlink(missing_ok=True)
     return closed
 
 
@@ -185,8 +190,7 @@ def run_guard(checkout: Checkout, run_id: str, *, folder: str = "runs") -> Itera
     try:
         yield
     finally:
-        reap(run_id)
-        path.unlink(missing_ok=True)
+        _end(run_id, path)
         guardian.kill()
         guardian.wait()
         os.environ.pop(RUN_MARK, None)
@@ -197,7 +201,13 @@ def _guard(pid: int, run_id: str, path: Path) -> None:
     """Wait for the run's process to end, then end all that carries its mark."""
     with suppress(ProcessLookupError):
         select.select([os.pidfd_open(pid)], [], [])
+    _end(run_id, path)
+
+
+def _end(run_id: str, path: Path) -> None:
+    """End what carries the mark, and forget the run."""
     reap(run_id)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     path.unlink(missing_ok=True)
 
 

@@ -118,9 +118,7 @@ class Sender:
 
     def _deliver_one(self, path: Path) -> None:
         note_path = path.with_suffix(".sent")
-        note: dict[str, Any] = {"offset": 0, "run_id": None}
-        if note_path.is_file():
-            note = json.loads(note_path.read_text())
+        note = _note(path)
         if note.get("ended"):
             return
         alive = journal.is_being_written(path)
@@ -149,16 +147,17 @@ class Sender:
         found = self._mlflow.search_runs(
             [self._experiment], filter_string=f"tags.`axon.execution` = '{event['id']}'", max_results=1
         )
-        if found:
-            return str(found[0].info.run_id)
-        tags = {"axon.execution": event["id"], "axon.kind": event["kind"]}
-        parent = self.run_of(event["parent"]) if event.get("parent") else None
-        if parent:
-            tags["mlflow.parentRunId"] = parent
-        run = self._mlflow.create_run(
-            self._experiment, start_time=int(event["time"] * 1000), run_name=event["name"], tags=tags
-        )
-        run_id = str(run.info.run_id)
+        if found:  # with or without what follows: MLflow may have gone away in between, and takes it twice
+            run_id = str(found[0].info.run_id)
+        else:
+            tags = {"axon.execution": event["id"], "axon.kind": event["kind"]}
+            parent = self.run_of(event["parent"]) if event.get("parent") else None
+            if parent:
+                tags["mlflow.parentRunId"] = parent
+            run = self._mlflow.create_run(
+                self._experiment, start_time=int(event["time"] * 1000), run_name=event["name"], tags=tags
+            )
+            run_id = str(run.info.run_id)
         params = [Param(k, v[:6000]) for k, v in sorted(flatten(event.get("params") or {}).items())]
         for i in range(0, len(params), _PARAMS_PER_CALL):
             self._mlflow.log_batch(run_id, params=params[i : i + _PARAMS_PER_CALL])
@@ -195,14 +194,13 @@ class Sender:
 
     def _log_model(self, run_id: str, stage: str, directory: Path, md5: str) -> None:
         """Copy a model directory into MLflow, if it still is what the stage wrote."""
-        from mlflow.entities import LoggedModelOutput
-
         if not directory.is_dir() or digest(directory) != md5:
             return
         same = f"name = '{stage}' AND tags.`axon.digest` = '{md5}'"
         for begun in self._mlflow.search_logged_models([self._experiment], filter_string=same):
             if begun.source_run_id == run_id:
                 if str(begun.status) == "READY":
+                    self._say_output(run_id, begun.model_id)
                     return
                 self._mlflow.delete_logged_model(begun.model_id)  # MLflow went away in the middle of it
         model = self._mlflow.create_logged_model(
@@ -210,7 +208,25 @@ class Sender:
         )
         self._mlflow.log_model_artifacts(model.model_id, str(directory))
         self._mlflow.finalize_logged_model(model.model_id, "READY")
-        self._mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        self._say_output(run_id, model.model_id)
+
+    def _say_output(self, run_id: str, model_id: str) -> None:
+        """That the run made the model, once: MLflow keeps it as often as it is told."""
+        from mlflow.entities import LoggedModelOutput
+
+        known = self._mlflow.get_run(run_id).outputs
+        if known is None or model_id not in [output.model_id for output in known.model_outputs]:
+            self._mlflow.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+
+
+def is_behind(checkout: Checkout) -> bool:
+    """Whether a journal holds what MLflow was not told yet, its end included."""
+    return any(p.stat().st_size and not _note(p).get("ended") for p in checkout.journals.glob("*.jsonl"))
+
+
+def _note(journal_path: Path) -> dict[str, Any]:
+    path = journal_path.with_suffix(".sent")
+    return json.loads(path.read_text()) if path.is_file() else {"offset": 0, "run_id": None}
 
 
 def _metrics(event: dict[str, Any]) -> list[Any]:

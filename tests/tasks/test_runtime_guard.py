@@ -79,6 +79,19 @@ def test_reap_kills_exactly_the_marked_processes():
     other.wait()
 
 
+def test_reap_finds_a_process_that_has_erased_its_environment_by_where_it_works(tmp_path):
+    folders = [tmp_path / "run-a" / "head", tmp_path / "run-ab"]
+    children = []
+    for folder in folders:
+        folder.mkdir(parents=True)
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], cwd=folder, env={}))
+    guard.reap("run-a")
+    assert children[0].wait(timeout=10) == -signal.SIGKILL
+    assert children[1].poll() is None
+    children[1].kill()
+    children[1].wait()
+
+
 def test_when_a_run_is_killed_its_children_die_and_the_note_of_the_run_goes(tmp_path):
     code = f"""
 import subprocess, sys, time

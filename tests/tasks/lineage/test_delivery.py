@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.tracking.journal import Journal
-from tasks.tracking.mlflow_store import Sender, client, flatten
+from tasks.tracking.mlflow_store import Sender, client, experiment_id, flatten
 from tests.tasks.lineage.workspace import make_checkout, record
 
 
@@ -40,3 +40,20 @@ def test_parameters_read_alike_whatever_the_order_of_their_keys():
     ours = flatten({"data": {"files": [{"path": "a.jsonl", "license": "MIT"}]}})
     assert ours == flatten({"data": {"files": [{"license": "MIT", "path": "a.jsonl"}]}})
     assert ours == {"data.files": '[{"license": "MIT", "path": "a.jsonl"}]'}
+
+
+def test_what_a_run_lacks_that_mlflow_began_and_did_not_end_is_told_later(checkout):
+    with Journal(checkout.journals, "make") as journal:
+        journal.start("make", kind="stage", params={"sft": {"n_steps": 3}}, inputs={"data/text.parquet": "0" * 32})
+        journal.end("FINISHED", outputs={})
+    mlflow = client(checkout)
+    begun = mlflow.create_run(
+        experiment_id(mlflow, checkout), tags={"axon.execution": journal.id}
+    )  # and MLflow went away
+    Sender(checkout).deliver()
+    told = mlflow.get_run(begun.info.run_id)
+    assert told.data.params == {"sft.n_steps": "3"}
+    assert told.data.tags["input.data/text.parquet"] == "0" * 32
+    assert [one.dataset.name for one in told.inputs.dataset_inputs] == ["data/text.parquet"]
+    assert told.info.status == "FINISHED"
+    assert len(mlflow.search_runs([experiment_id(mlflow, checkout)])) == 1
