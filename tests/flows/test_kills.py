@@ -70,6 +70,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     assert workspace.processes() == []
 
 
+@pytest.mark.slow  # `tests/chaos` kills these and others
 def test_a_killed_prefect_server_is_started_again_and_a_killed_raylet_ends_in_the_same_lock(
     finished: FinishedRun, tmp_path: Path
 ):
