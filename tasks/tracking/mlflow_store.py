@@ -48,7 +48,10 @@ def experiment_id(mlflow: Any, checkout: Checkout) -> str:
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return str(experiment.experiment_id)
-    return str(mlflow.create_experiment(EXPERIMENT, artifact_location=checkout.artifact_root))
+    # A server keeps artifacts where it was told to, for all who read from it.
+    is_server = checkout.tracking_uri.startswith(("http:", "https:"))
+    location = None if is_server else checkout.artifact_root
+    return str(mlflow.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

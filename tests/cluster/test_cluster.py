@@ -16,7 +16,7 @@ from tests.flows.workspace import TINY, Workspace, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 # One processor a machine, so that two workers are on two machines.
-SPREAD = TINY | {"workers": 2, "threads": 1}
+SPREAD = TINY | {"workers": 2, "threads": 1, "runtime.checkpoint_every_s": 5.0}
 LONG = SPREAD | {"pretrain.n_steps": 1500, "pretrain.evaluate_every": 500, "runtime.checkpoint_every_s": 3.0}
 
 
