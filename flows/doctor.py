@@ -48,7 +48,11 @@ def _python() -> Finding:
 
 def _versions(constraints: Path) -> list[Finding]:
     wrong, n_checked = [], 0
-    for line in constraints.read_text(encoding="utf-8").splitlines():
+    try:
+        text = constraints.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        return [(False, f"constraints.txt cannot be read ({error}): git checkout constraints.txt")]
+    for line in text.splitlines():
         match = re.match(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", line)
         if not match:
             continue

@@ -10,6 +10,7 @@ from flows import pipeline, registration, settings, summary
 from tasks import registry
 from tasks.data import sources
 from tasks.errors import UserError
+from tasks.parameters import Parameters
 from tasks.runtime import guard
 from tasks.runtime.checkout import Checkout
 from tasks.runtime.reproduction import Plan, StageFailed
@@ -26,7 +27,7 @@ def run(
     """The command; raises `UserError` with exit code 2 for configuration and 1 for a failed run."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     params, text, difference = settings.apply(checkout.root, assignments)
-    sources.check_sources(params, checkout.root)
+    _check_sources(params, checkout)
     if difference:
         console.print(difference, markup=False)
     if dry_run:
@@ -59,6 +60,13 @@ def run(
         summary.print_samples(console, checkout.root)
         summary.print_next(console, checkout.root, version)
     registration.print_anchor(checkout, console)
+
+
+def _check_sources(params: Parameters, checkout: Checkout) -> None:
+    try:
+        sources.check_sources(params, checkout.root)
+    except UnicodeDecodeError as error:  # files of one's own are read with care, this one belongs to the checkout
+        raise UserError(f"constraints.txt is not UTF-8 text ({error}): git checkout constraints.txt") from None
 
 
 def _settle(checkout: Checkout) -> None:

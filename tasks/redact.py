@@ -24,12 +24,14 @@ HIDDEN = "***"
 
 _USERINFO = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)(?P<userinfo>[^\s/?#\"'<>]*)@")
 _NAMES = (
-    r"[\w.-]*(?:password|passwd|pwd|passphrase|secret|secret[_-]?key|access[_-]?key|account[_-]?key|api[_-]?key|"
+    r"[\w.-]{0,40}(?:password|passwd|pwd|passphrase|secret|secret[_-]?key|access[_-]?key|account[_-]?key|api[_-]?key|"
     r"auth[_-]?string|auth[_-]?token|session[_-]?token|access[_-]?token|signature)"
 )
 _VALUE = r"[^\s&;,\"'<>#)]+"
 _NAMED = re.compile(rf"(\b{_NAMES}[\"']?\s*[=:]\s*[\"']?){_VALUE}", re.IGNORECASE)
-_QUERY = re.compile(rf"([?&;][\w.-]*(?:token|credential|auth|sig|key|code)=){_VALUE}", re.IGNORECASE)
+_QUERY = re.compile(r"([?&;][\w.-]{0,40}(?:token|credential|auth|sig|key|code)=)" + _VALUE, re.IGNORECASE)
+# Without one of these the three are not tried: on long texts they are slow.
+_HINT = re.compile(r"(pass|pwd|secret|key|auth|token|sig|code|credential)[\w.-]*[\"']?\s*[=:]", re.IGNORECASE)
 _HEADER = re.compile(r"(authorization[\"']?\s*[=:]\s*[\"']?(?:\w+ )?)[\w+/=.~-]+", re.IGNORECASE)
 _CONFIG_LINE = re.compile(r"(Invalid line \().*?(\) \(matched as neither)")  # DVC quotes what it cannot parse
 
@@ -47,8 +49,9 @@ _LONG = 8  # from here on hidden inside of words and names too
 
 def redacted(text: str) -> str:
     """`text` with `***` in place of every secret."""
-    for pattern in (_HEADER, _NAMED, _QUERY):
-        text = pattern.sub(rf"\1{HIDDEN}", text)
+    if _HINT.search(text):
+        for pattern in (_HEADER, _NAMED, _QUERY):
+            text = pattern.sub(rf"\1{HIDDEN}", text)
     text = _CONFIG_LINE.sub(rf"\1{HIDDEN}\2", text)
     for secret in _known():
         if len(secret) >= _LONG:

@@ -47,10 +47,12 @@ class Request:
     keep_sources: bool = False
 
     def check(self) -> None:
-        """Raises `UserError` unless one way of selecting is given, and the reason fits the list."""
+        """Raises `UserError` unless one way of selecting is given, ids are ids, and the reason fits the list."""
         given = [bool(self.records), self.source is not None, self.where is not None]
         if sum(given) != 1:
             raise UserError("axon forget needs one of --record ID (as often as you like), --source NAME, --where EXPR.")
+        for record in self.records:
+            parse(record)
         if len(self.reason) > removal_list.MAX_REASON_CHARS or "\n" in self.reason:
             raise UserError(
                 f"--reason has {len(self.reason)} characters; allowed is one line of at most "

@@ -38,7 +38,7 @@ def libraries(constraints: Path) -> dict[str, str]:
 
     The versions stand in the names of the `.dist-info` folders; reading every METADATA file takes 0.2 s.
     """
-    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
+    lines = constraints.read_text(encoding="utf-8", errors="replace").splitlines() if constraints.is_file() else []
     pinned = [line.partition("==")[0].strip() for line in lines if "==" in line and not line.startswith("#")]
     installed: dict[str, str] = {}
     for folder in sys.path:
