@@ -59,7 +59,7 @@ def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-@few_and_many(30, 150)
+@few_and_many(20, 150)
 def test_params_yaml(axon: Commands, n: int):
     content = (axon.root / "params.yaml").read_bytes()
     for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"params.yaml": mutant}, "params.yaml"))
@@ -79,7 +79,7 @@ def refused_or_planned(axon: Commands, files: dict[str, bytes], name: str, *argv
     assert real.stderr == dry.stderr
 
 
-@few_and_many(20, 150)
+@few_and_many(15, 150)
 def test_values_of_params_yaml(axon: Commands, n: int):
     content = (axon.root / "params.yaml").read_text()
 
@@ -96,7 +96,7 @@ def test_values_of_params_yaml(axon: Commands, n: int):
     for_many(n, st.tuples(st.sampled_from(keys(yaml.safe_load(content))), SCALARS), check)
 
 
-@few_and_many(20, 150)
+@few_and_many(15, 150)
 def test_assignments(axon: Commands, n: int):
     known = keys(yaml.safe_load((axon.root / "params.yaml").read_text()))
     pairs = st.tuples(st.sampled_from(known), WORDS).map("=".join)
@@ -107,34 +107,37 @@ def test_assignments(axon: Commands, n: int):
     for_many(n, st.one_of(WORDS, pairs), check)
 
 
-@few_and_many(15, 100)
+@few_and_many(12, 100)
 def test_dvc_yaml(axon: Commands, n: int):
     content = (axon.root / "dvc.yaml").read_bytes()
     for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"dvc.yaml": mutant}, "dvc.yaml"))
 
 
-@few_and_many(15, 100)
+@few_and_many(12, 100)
 def test_dvc_lock(axon: Commands, n: int):
     content = (axon.root / "dvc.lock").read_bytes()
     for_many(n, mutated(content), lambda mutant: refused_or_planned(axon, {"dvc.lock": mutant}, "dvc.lock"))
 
 
-@few_and_many(10, 60)
+@few_and_many(4, 60)
 def test_files_of_one_s_own(axon: Commands, n: int):
     named = "data.files=[{path: sources/own.jsonl, license: MIT}]"
     check = lambda mutant: refused_or_planned(axon, {"sources/own.jsonl": mutant}, "sources/own.jsonl", "--set", named)  # noqa: E731
     for_many(n, mutated(OWN), check)
 
 
-@few_and_many(5, 50)
+@few_and_many(4, 50)
 def test_constraints(axon: Commands, n: int):
     content = (axon.root / "constraints.txt").read_bytes()
 
     def check(mutant: bytes) -> None:
         told = axon("doctor", files={"constraints.txt": mutant})
-        told.is_clean(0, 1, 2)
-        assert "constraints.txt" in told.stdout + told.stderr
+        told.is_clean(0, 1)
+        assert "constraints.txt" in told.stdout
         assert told.changed == ()
+        planned = axon("run", "--dry-run", files={"constraints.txt": mutant})
+        if planned.code:
+            planned.refuses("constraints.txt")
 
     for_many(n, mutated(content), check)
 
@@ -142,7 +145,7 @@ def test_constraints(axon: Commands, n: int):
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json", "generation_config.json")
 
 
-@few_and_many(20, 120)
+@few_and_many(15, 120)
 def test_a_model_s_directory(axon: Commands, n: int):
     def check(case: tuple[str, bytes | None]) -> None:
         name, mutant = case
@@ -163,7 +166,7 @@ def test_a_model_s_directory(axon: Commands, n: int):
     for_many(n, cases, check)
 
 
-@few_and_many(8, 50)
+@few_and_many(6, 50)
 def test_policy(axon: Commands, n: int):
     def check(mutant: bytes) -> None:
         told = axon("audit", "models/sft", "--policy=policy.yaml", files={"policy.yaml": mutant})
@@ -174,7 +177,7 @@ def test_policy(axon: Commands, n: int):
     for_many(n, mutated((axon.root / "policy.yaml").read_bytes()), check)
 
 
-@few_and_many(10, 80)
+@few_and_many(4, 60)
 def test_statements(axon: Commands, n: int):
     folder = axon.root / "lineage" / "statements"
     names = sorted(path.name for path in folder.iterdir())
@@ -188,7 +191,7 @@ def test_statements(axon: Commands, n: int):
         audited = axon("audit", files=files)
         audited.is_clean(1)
         assert name[:6] in audited.stdout, "the finding names the statement"
-        for command in (["lineage", "models/ppo"], ["history"], ["restore", "run"]):
+        for command in (["lineage", "models/ppo"], ["history"], ["report", "--live"]):
             axon(*command, files=files).is_clean(0, 1, 2)
 
     cases = st.sampled_from(names).flatmap(
@@ -208,13 +211,13 @@ STATE = {
         [["schedule"]],
     ),
     ".axon/promotion/pending.json": (b'{"aliases": {"champion": "1"}}', [["run", "--dry-run"], ["run"], ["promote"]]),
-    ".axon/registered.json": (None, [["run", "--dry-run"], ["run"]]),
+    ".axon/registered.json": (None, [["run", "--dry-run"]]),
     ".axon/lineage-head.json": (None, [["keys"], ["report", "--live"], ["audit"]]),
     ".axon/keys/signing.pem": (None, [["keys"], ["audit"]]),
 }
 
 
-@few_and_many(20, 120)
+@few_and_many(15, 120)
 def test_files_of_the_state(axon: Commands, n: int):
     contents = {name: made or (axon.root / name).read_bytes() for name, (made, _) in STATE.items()}
     schedule = ".axon/schedule/schedule.json"
@@ -223,7 +226,7 @@ def test_files_of_the_state(axon: Commands, n: int):
         name, mutant, which = case
         argv = STATE[name][1][which % len(STATE[name][1])]
         files = {name: mutant} if name == schedule else {schedule: contents[schedule], name: mutant}
-        told = axon(*argv, files=files, watched=list(STATE))
+        told = axon(*argv, files=files)
         told.is_clean(0, 1, 2, 3)
         if told.code == 2 or (told.code == 1 and argv != ["audit"]):
             assert name.rpartition("/")[2] in told.stderr, told
@@ -272,11 +275,11 @@ ARGUMENTS: dict[str, list[str]] = {
 SEEDS = ["run~1", "1", "models/ppo", "sft~1", "axon-chat@champion", "0 3 * * *", "6h", "maths", "0.5", "text = 'x'"]
 
 
-@few_and_many(3, 10)
+@few_and_many(2, 10)
 @pytest.mark.parametrize("before", sorted(ARGUMENTS))
 def test_arguments(axon: Commands, before: str, n: int):
     def check(word: str) -> None:
-        told = axon(*shlex.split(before), word, *ARGUMENTS[before], watched=(".axon/schedule/schedule.json",))
+        told = axon(*shlex.split(before), word, *ARGUMENTS[before])
         told.is_clean(0, 1, 2, 3)
         if told.code == 2:
             told.refuses()
@@ -299,7 +302,7 @@ ENVIRONMENT = [
 ]
 
 
-@few_and_many(10, 80)
+@few_and_many(8, 80)
 def test_values_of_the_environment(axon: Commands, n: int):
     def check(case: tuple[tuple[str, str, list[list[str]]], bytes, int]) -> None:
         (name, _, commands), mutant, which = case
