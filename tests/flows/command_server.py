@@ -81,6 +81,9 @@ def put(path: Path, content: bytes | None) -> None:
     """Make `path` hold `content`, or be no file."""
     if content is None:
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first folder that something is left in ends it
+            for folder in path.parents:
+                folder.rmdir()
     elif not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -90,31 +93,23 @@ class Server:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._variables = dict(os.environ)
-        self._pristine: dict[str, bytes | None] = {}  # the files of cases as they were
+        self._pristine = {name: (root / name).read_bytes() for name in tree(root)}
 
     def answer(self, case: dict[str, Any]) -> dict[str, Any]:
         os.environ.clear()
         os.environ.update(self._variables | case["variables"])
         os.chdir(self._root)
         for name, content in case["files"].items():
-            path = self._root / name
-            self._pristine.setdefault(name, path.read_bytes() if path.is_file() else None)
-            put(path, None if content is None else base64.b64decode(content))
+            put(self._root / name, None if content is None else base64.b64decode(content))
         before = tree(self._root)
-        contents = {name: (self._root / name).read_bytes() for name in case["watched"] if (self._root / name).is_file()}
         told: dict[str, str] = {}
         with captured(told):
             code, raised = run(case["argv"])
         os.chdir(self._root)
         after = tree(self._root)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        for name in changed:
-            if name in contents:
-                (self._root / name).write_bytes(contents[name])
-            elif name not in before:
-                (self._root / name).unlink()
-        for name in case["files"]:
-            put(self._root / name, self._pristine[name])
+        for name in (*changed, *case["files"]):
+            put(self._root / name, self._pristine.get(name))
         return {"code": code, "raised": raised, "changed": changed, **told}
 
 

@@ -75,11 +75,10 @@ class Commands:
         *argv: str,
         files: Mapping[str, bytes | None] | None = None,
         variables: Mapping[str, str] | None = None,
-        watched: Sequence[str] = (),
     ) -> Told:
-        """Run `axon ARGV` with these contents of files (None: no such file) and variables; `watched` it may change."""
+        """Run `axon ARGV` with these contents of files (None: no such file) and these variables."""
         contents = {k: None if v is None else base64.b64encode(v).decode() for k, v in (files or {}).items()}
-        case = {"argv": argv, "files": contents, "variables": dict(variables or {}), "watched": list(watched)}
+        case = {"argv": argv, "files": contents, "variables": dict(variables or {})}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()

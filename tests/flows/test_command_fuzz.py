@@ -191,7 +191,7 @@ def test_statements(axon: Commands, n: int):
         audited = axon("audit", files=files)
         audited.is_clean(1)
         assert name[:6] in audited.stdout, "the finding names the statement"
-        for command in (["lineage", "models/ppo"], ["history"], ["restore", "run"]):
+        for command in (["lineage", "models/ppo"], ["history"], ["report", "--live"]):
             axon(*command, files=files).is_clean(0, 1, 2)
 
     cases = st.sampled_from(names).flatmap(
@@ -226,7 +226,7 @@ def test_files_of_the_state(axon: Commands, n: int):
         name, mutant, which = case
         argv = STATE[name][1][which % len(STATE[name][1])]
         files = {name: mutant} if name == schedule else {schedule: contents[schedule], name: mutant}
-        told = axon(*argv, files=files, watched=list(STATE))
+        told = axon(*argv, files=files)
         told.is_clean(0, 1, 2, 3)
         if told.code == 2 or (told.code == 1 and argv != ["audit"]):
             assert name.rpartition("/")[2] in told.stderr, told
@@ -279,7 +279,7 @@ SEEDS = ["run~1", "1", "models/ppo", "sft~1", "axon-chat@champion", "0 3 * * *",
 @pytest.mark.parametrize("before", sorted(ARGUMENTS))
 def test_arguments(axon: Commands, before: str, n: int):
     def check(word: str) -> None:
-        told = axon(*shlex.split(before), word, *ARGUMENTS[before], watched=(".axon/schedule/schedule.json",))
+        told = axon(*shlex.split(before), word, *ARGUMENTS[before])
         told.is_clean(0, 1, 2, 3)
         if told.code == 2:
             told.refuses()
