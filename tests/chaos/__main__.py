@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     """0: all kills of the campaigns are done and right; 1: some are not right; 3: there is more to do."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the run that is under way, too
     given = _arguments()
     seed = given.seed if given.seed is not None else secrets.randbelow(10**6)
     work = (given.work or Path(tempfile.gettempdir()) / f"axon-chaos-{seed}").resolve()
