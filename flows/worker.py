@@ -105,7 +105,8 @@ class _Worker:
                     await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
             if serving.done() and serving.exception() is not None:
                 raise _gone(self.checkout) from serving.exception()
-            await runner.astop()
+            if not serving.done():
+                await runner.astop()
             serving.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await serving

@@ -31,7 +31,6 @@ SEED = int(os.environ.get("AXON_TEST_SEED", "1"))
 EVERY_S = 15
 AT_LEAST = 20
 SMALLER = {
-    "data.maths.max_questions": 600,
     "pretrain.n_steps": 20,
     "pretrain.evaluate_every": 10,
     "sft.n_steps": 40,
