@@ -38,7 +38,7 @@ def kill(workspace: Workspace, text: str) -> None:
 
 
 def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: Path):
-    workspace = Workspace.behind(tmp_path / "checkout", finished.workspace, TINY)
+    workspace = Workspace.create(tmp_path / "checkout")
 
     run = workspace.start("run")
     wait_until(lambda: last_checkpoint(workspace, "pretrain") >= 5)
