@@ -48,7 +48,7 @@ test-cluster: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,cluster-test]'
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-# Kill each kind of process once in each stage, about 35 minutes; what came of it is written into docs/reliability.md.
+# Kill each kind of process once in each stage (five campaigns); what came of it is written into docs/reliability.md.
 # CHAOS="--seed 7 --campaigns 1" repeats, `python -m tests.chaos --help` says what else.
 chaos: install
 	$(BIN)/python -m tests.chaos --out docs/reliability.md $(CHAOS)

@@ -41,12 +41,20 @@ def page(tree: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
         f", {len({o.kill.kind for o in outcomes})} of {len(KINDS)} kinds; {tree['machine']}. The undisturbed\n"
         f"run took {tree['undisturbed_s']:.0f} s. Whole runs at the end of a campaign: {len(tree['closings'])}, "
         f"{len(closings)} problems.\n",
+        _still_to_do(len(tree["seconds"]), outcomes),
         _problems(problems, closings),
         _by_kind(outcomes),
         _matrix(outcomes, stages),
         _every_kill(outcomes),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _still_to_do(n_stages: int, outcomes: Sequence[Outcome]) -> str:
+    planned, done = n_stages * len(KINDS), len({(o.kill.stage, o.kill.kind) for o in outcomes})
+    if done >= planned:
+        return "Each kind was killed in each stage.\n"
+    return f"**Not complete:** of {planned} kills, each kind in each stage, {planned - done} are still to do.\n"
 
 
 def _problems(by_leg: dict[int, list[str]], closings: Sequence[str]) -> str:

@@ -51,9 +51,17 @@ def test_the_page_counts_kills_and_names_what_was_wrong():
         outcome("sft", "gcs", leg=2, recovered_s=12.0),
         outcome("sft", "axon", leg=3, code=-9, recovered_s=20.0, problems=["runs on: raylet"]),
     ]
-    tree = {"seed": 5, "date": "today", "machine": "one", "undisturbed_s": 130.2, "code": "c", "legs": 3}
+    tree = {
+        "seed": 5,
+        "date": "today",
+        "machine": "one",
+        "undisturbed_s": 130.2,
+        "legs": 3,
+        "seconds": {"data": 1.0, "sft": 1.0},
+    }
     page = report.page(tree | {"closings": {"1": ["late"]}}, outcomes)
     assert "3 kills, 1 in legs with a problem" in page
+    assert "of 14 kills, each kind in each stage, 11 are still to do" in page
     assert "| Ray's control service (`gcs`) | 2 | 2 | 0 | 11, 12 |" in page
     assert "| the process of `axon run` (`axon`) | 1 | 0 | 1 | 20, 20 |" in page
     assert "| sft | 1 | 0 | 0 | 0 | 1 | 0 | 0 | 2 |" in page
