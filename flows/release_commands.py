@@ -112,9 +112,8 @@ def schedule_(
     elif pause or resume:
         schedule.pause(checkout, paused=pause)
     elif remove:
-        schedule.needed(checkout)
+        schedule.remove(checkout)  # also one that is damaged
         notices.forget_address(checkout)
-        schedule.remove(checkout)
     elif run_now:
         schedule.request(checkout, "asked for")
         print("asked for; `axon worker` runs it as soon as no other retraining runs")

@@ -160,7 +160,8 @@ def pause(checkout: Checkout, *, paused: bool) -> None:
 
 
 def remove(checkout: Checkout) -> None:
-    needed(checkout)
+    if not _file(checkout).is_file():
+        raise UserError(_NONE)
     _file(checkout).unlink()
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 

@@ -83,10 +83,15 @@ def begin(checkout: Checkout, why: str, occasion: str) -> None:
     (_folder(checkout) / "dvc.lock").unlink(missing_ok=True)
 
 
+def _taken(tree: Any) -> Begun:
+    occasion = tree.get("occasion")
+    return Begun(why=str(tree["why"]), occasion=None if occasion is None else str(occasion))
+
+
 def begun(checkout: Checkout) -> Begun | None:
     """The training that has begun and not come to its decision; None if there is none."""
     note = _folder(checkout) / "begun.json"
-    return read_note(note, lambda tree: Begun(**tree), do=_DO) if note.is_file() else None
+    return read_note(note, _taken, do=_DO) if note.is_file() else None
 
 
 def end(checkout: Checkout) -> None:

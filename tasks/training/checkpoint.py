@@ -119,7 +119,8 @@ class Checkpoints:
             partial.mkdir(parents=True)
         world.total([0.0])  # no worker writes before the folder is there
         name = _SHARD.format(rank=world.rank + 1, size=world.size)
-        names, own = _share(tensors, world), {}
+        held = [set(json.loads(names)) for names in world.gather_text(json.dumps(sorted(tensors)))]
+        names, own = _share(tensors, held, world.rank), {}
         for key, tensor in sorted(tensors.items()):
             entire = whole(tensor.detach())  # one at a time, and all workers alike
             if key in names:
@@ -163,20 +164,19 @@ def _number(directory: Path) -> int:
     return int(directory.name.rpartition("-")[2])
 
 
-def _share(tensors: dict[str, Tensor], world: World) -> list[str]:
-    """The names that this worker writes: the largest first, each to whoever has least so far.
+def _share(tensors: dict[str, Tensor], held: list[set[str]], rank: int) -> list[str]:
+    """The names that worker `rank` writes: the largest first, each to whoever has least so far.
 
-    Of what not all of them have, the part of a pipeline, the first one that has it writes it.
+    held: the names that each worker has. What not all have, a part of a pipeline, is written by the first that has it.
     """
-    held = [set(json.loads(names)) for names in world.gather_text(json.dumps(sorted(tensors)))]
     by_all = set.intersection(*held)
-    own = [name for name in tensors if name not in by_all and not any(name in names for names in held[: world.rank])]
-    filled = [0] * world.size
+    own = [name for name in tensors if name not in by_all and not any(name in names for names in held[:rank])]
+    filled = [0] * len(held)
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name in by_all}
     for name in sorted(by_all, key=lambda key: (-sizes[key], key)):
-        rank = filled.index(min(filled))
-        filled[rank] += sizes[name]
-        if rank == world.rank:
+        writer = filled.index(min(filled))
+        filled[writer] += sizes[name]
+        if writer == rank:
             own.append(name)
     return own
 

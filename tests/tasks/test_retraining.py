@@ -110,8 +110,10 @@ def test_a_training_that_began_is_gone_on_with_until_it_is_decided(tmp_path):
     lock_of(tmp_path, "a", "a")
     baseline.keep_lock(checkout)
     assert baseline.begun(checkout) is None
-    baseline.begin(checkout, "380 new records")
-    assert baseline.begun(checkout) == "380 new records"
+    baseline.begin(checkout, "380 new records", "an occasion")
+    begun = baseline.begun(checkout)
+    assert begun is not None
+    assert (begun.why, begun.occasion) == ("380 new records", "an occasion")
     assert not (tmp_path / ".axon" / "retrain" / "dvc.lock").exists(), "nothing is put back any more"
     baseline.end(checkout)
     assert baseline.begun(checkout) is None

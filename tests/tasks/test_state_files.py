@@ -78,7 +78,9 @@ def test_what_came_of_an_occasion(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_retraining_that_has_begun(tmp_path: Path, content: bytes):
     path = put(Checkout(tmp_path), "retrain/begun.json", content)
     try:
-        assert isinstance(baseline.begun(Checkout(tmp_path)), str)
+        begun = baseline.begun(Checkout(tmp_path))
+        assert begun is not None
+        assert isinstance(begun.why, str)
     except UserError as error:
         refused(path, error)
 
