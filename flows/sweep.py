@@ -150,7 +150,9 @@ def _search(checkout: Checkout, plan: Plan, values: dict[str, Any], asked: Reque
         "seed": asked.seed,
         "n_trials": len(plan.trials),
     }
-    with Journal(checkout.journals, "sweep") as record, _engines(checkout, plan, record, asked.concurrent):
+    record = Journal(checkout.journals, "sweep")
+    # The journal ends first, however that is, so that MLflow is still told.
+    with _engines(checkout, plan, record, asked.concurrent), record:
         data = {path: md5 for path, md5 in inputs.items() if path in plan.inputs}
         record.start(f"sweep {plan.goal.stage}", kind="sweep", params=settings, inputs=data)
         found = tuning.run(
@@ -166,7 +168,8 @@ def _search(checkout: Checkout, plan: Plan, values: dict[str, Any], asked: Reque
         if chosen is not None and chosen.value is not None:
             record.metrics(0, {f"best/{plan.goal.metric}": chosen.value, "best/trial": float(chosen.number)})
         _keep(plan, settings, found, chosen)
-        record.end("FINISHED" if chosen is not None else "FAILED")
+        if chosen is None:
+            record.end("FAILED", message="no trial ran to its end")
     return found
 
 
