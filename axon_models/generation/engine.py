@@ -38,6 +38,7 @@ def generate(
     top_p: float | None = None,
     eos_id: int | None = None,
     seed: int = 0,
+    first_row: int = 0,
     kv_length: int | None = None,
     prompt_length: int | None = None,
     stream: Stream | None = None,
@@ -45,10 +46,10 @@ def generate(
     """The tokens that continue each prompt, without the prompt and with `eos_id` where it was produced.
 
     A row ends after `eos_id` or `max_new_tokens` tokens. Temperature 0 is greedy. Row i draws from a stream that
-    depends on (seed, i) alone. Buffers have `kv_length` slots (default: the model's `max_positions`), of which the
-    first `prompt_length` (default: all but `max_new_tokens`) are for prompts. `stream(row, token)` is called for
-    every token as it is chosen. Raises `ValueError` for prompts that are empty, too long or outside the vocabulary,
-    and for settings out of range.
+    depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls. Buffers have
+    `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length` (default: all but
+    `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is chosen. Raises
+    `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out of range.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     kv_length = module.config.max_positions if kv_length is None else kv_length
@@ -56,7 +57,7 @@ def generate(
     _check(module, prompts, max_new_tokens, kv_length, prompt_length)
     if not prompts:
         return []
-    rows = _Rows(module, prompts, prompt_length, max_new_tokens, seed)
+    rows = _Rows(module, prompts, prompt_length, max_new_tokens, seed, first_row)
     answers: list[list[int]] = [[] for _ in prompts]
     for step in range(max_new_tokens):
         chosen = sampling.choose(rows.logits, rows.uniforms[:, step])  # (B,)
@@ -80,7 +81,13 @@ class _Rows:
     """The rows still being written: their caches, positions, uniforms, and the logits of their next token."""
 
     def __init__(
-        self, module: Decoder, prompts: Sequence[Sequence[int]], prompt_length: int, max_new_tokens: int, seed: int
+        self,
+        module: Decoder,
+        prompts: Sequence[Sequence[int]],
+        prompt_length: int,
+        max_new_tokens: int,
+        seed: int,
+        first_row: int,
     ) -> None:
         config, device = module.config, module.embedding.weight.device
         self.module, self.prompt_length = module, prompt_length
@@ -89,7 +96,8 @@ class _Rows:
         padded = [[*prompt, *[0] * (prompt_length - len(prompt))] for prompt in prompts]
         tokens = torch.tensor(padded + [[0] * prompt_length] * n_fill, device=device)  # (B, T)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts] + [1] * n_fill, device=device)  # (B,)
-        draws = [uniforms(seed, row, max_new_tokens) for row in self.numbers] + [[0.0] * max_new_tokens] * n_fill
+        draws = [uniforms(seed, first_row + row, max_new_tokens) for row in self.numbers]
+        draws += [[0.0] * max_new_tokens] * n_fill
         self.uniforms = torch.tensor(draws, dtype=torch.float64, device=device)  # (B, max_new_tokens)
         self.slots = torch.arange(_round_up(prompt_length + max_new_tokens), device=device)  # (S,)
         self.cache = KVCache(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -18,6 +19,7 @@ from tasks.alignment.rewards import Shifted, final_scalars, scalars
 from tasks.tokenizers.chat import END, PAD
 from tasks.training.batches import pad_rows
 from tasks.training.device import autocast
+from tasks.training.parallel import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +81,27 @@ def collect(
     settings: RolloutSettings,
     *,
     seed: int,
+    world: World = ALONE,
 ) -> Rollouts:
-    """Sample one answer to each of `prompts` and compute rewards, advantages and returns."""
-    answers = generate(
+    """Sample one answer to each of `prompts` and compute rewards, advantages and returns.
+
+    Of several workers each samples and judges its part; all of them return the same.
+    """
+    own = world.rows(len(prompts))
+    sampled = generate(
         policy,
-        prompts,
+        [prompts[row] for row in own],
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         eos_id=END,
         seed=seed,
+        first_row=own.start,
         kv_length=settings.prompt_tokens + settings.max_new_tokens,
         prompt_length=settings.prompt_tokens,
     )
+    answers: list[list[int]] = [
+        answer for part in world.gather_text(json.dumps(sampled)) for answer in json.loads(part)
+    ]
     device = policy.output_weight.device
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     tokens = pad_rows(sequences, pad_id=PAD).to(device)  # (B, T)
@@ -100,15 +111,16 @@ def collect(
     mask = (targets >= starts[:, None]) & (targets < lengths[:, None])  # (B, T−1)
     ended = torch.tensor([answer[-1:] == [END] for answer in answers], device=device)  # (B,)
 
-    parts = []
-    for rows in torch.arange(len(sequences), device=device).split(settings.batch_size):
+    logprobs, entropy, ref_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(4))
+    scores = torch.zeros(len(sequences), device=device)  # (B,)
+    for first in range(own.start, own.stop, settings.batch_size):
+        rows = slice(first, min(first + settings.batch_size, own.stop))
         with autocast(device, settings.precision):
-            logprobs, entropy = answer_statistics(policy, tokens[rows], mask[rows], settings.temperature)
-            ref_logprobs, _ = answer_statistics(reference, tokens[rows], mask[rows], settings.temperature)
-            values = state_values(value, tokens[rows], mask[rows])
-            scores = final_scalars(reward.model, tokens[rows], lengths[rows]) - reward.shift  # (B,)
-        parts.append((logprobs, entropy, ref_logprobs, values, scores))
-    logprobs, entropy, ref_logprobs, values, scores = (torch.cat(p) for p in zip(*parts, strict=True))
+            logprobs[rows], entropy[rows] = answer_statistics(policy, tokens[rows], mask[rows], settings.temperature)
+            ref_logprobs[rows], _ = answer_statistics(reference, tokens[rows], mask[rows], settings.temperature)
+            values[rows] = state_values(value, tokens[rows], mask[rows])
+            scores[rows] = final_scalars(reward.model, tokens[rows], lengths[rows]) - reward.shift
+    world.add_up([logprobs, entropy, ref_logprobs, values, scores])  # zero where another worker has worked
     scores = scores - settings.missing_end_penalty * (~ended)
     per_token = kl_penalized_rewards(scores, logprobs, ref_logprobs, mask, kl_coef=settings.kl_coef)
     advantages, returns = gae(per_token, values, mask, gamma=settings.gamma, lam=settings.gae_lambda)

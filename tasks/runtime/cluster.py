@@ -37,7 +37,7 @@ POOLS: dict[str, tuple[str, ...]] = {
 # A step that is asked to stop has so long for its checkpoint; the run as a whole leaves within 10 s.
 STOP_WITHIN_S = 6.0
 # Stages that train with `workers` processes, each on its part of every batch.
-GROUPS = ("pretrain", "sft", "sft_continued", "reward_model", "dpo")
+GROUPS = ("pretrain", "sft", "sft_continued", "reward_model", "ppo", "dpo")
 
 
 def _ray() -> Any:

@@ -25,6 +25,10 @@ details of PPO"; N: Huang et al. 2024, "The N+ implementation details of RLHF wi
     the updates (IG: first 10 iterations) and then falls along a cosine to 0.
 14. PPO-ptx: pretraining_coef times the language-modelling loss on pretraining text in every update (IG, equation 2).
 15. No dropout, and no normalisation of rewards beyond detail 3 (N 2; IG).
+
+Several workers share the prompts of an iteration and the rows of each minibatch; advantages are whitened, and losses
+divided, over the rows of all of them, so that an update is the same for any number of workers. Each holds all four
+models.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ from tasks.training.divergence import Watch
 from tasks.training.losses import stream_loss
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.outputs import read_model, write_metrics, write_model
+from tasks.training.parallel import World
 from tasks.training.sampling import rows_of_batch, seed_of
 from tasks.training.state import load_training_tensors, training_tensors
 
@@ -94,6 +99,7 @@ class Trainer:
         params = context.params
         self.context, self.section, self.precision = context, params.ppo, params.precision
         self.seed = seed_of(params.seed, STAGE)
+        self.world = World(context.rank, context.n_workers, context.node_rank)
         self.device = setup(params)
         self.policy = read_model(context, "sft")
         self.reference = read_model(context, "sft").requires_grad_(False)
@@ -111,11 +117,16 @@ class Trainer:
         self.prompts = prompts.to_answer(
             context, params.ppo.n_iterations * params.ppo.prompts_per_iteration, stage=STAGE
         )
-        self.pretraining = _pretraining_loss(context, self.device) if self.section.pretraining_coef else None
+        self.pretraining = (
+            _pretraining_loss(context, self.device, self.world) if self.section.pretraining_coef else None
+        )
         self.n_minibatches = self.section.prompts_per_iteration // self.section.minibatch_size
         self.updates_per_iteration = self.section.epochs * self.n_minibatches
         self.checkpoints = Checkpoints(
-            context.checkpoints, every_s=context.checkpoint_every_s, asked_to_stop=context.asked_to_stop
+            context.checkpoints,
+            every_s=context.checkpoint_every_s,
+            world=self.world,
+            asked_to_stop=context.asked_to_stop,
         )
         self.watch = Watch(STAGE, params.divergence)
         self.at = Progress()
@@ -168,6 +179,7 @@ class Trainer:
             [self.prompts[row] for row in rows],
             settings,
             seed=seed_of(self.seed, "rollouts", iteration) % 2**31,
+            world=self.world,
         )
 
     def update(self, rollouts: Rollouts) -> dict[str, float] | None:
@@ -180,7 +192,11 @@ class Trainer:
             batch_size=section.minibatch_size,
             seed=seed_of(self.seed, "minibatches", self.at.iteration, epoch),
         )
-        part = rollouts.rows(torch.from_numpy(rows).to(self.device))
+        minibatch = rollouts.rows(torch.from_numpy(rows).to(self.device))
+        own = self.world.rows(len(rows))
+        # A worker for which no row is left still has to take part in the sums: with the first one, at weight 0.
+        part = minibatch.rows(torch.tensor(own or [0], device=self.device))
+        weight = part.mask.sum() / minibatch.mask.sum() if own else torch.zeros((), device=self.device)
         with autocast(self.device, self.precision):
             logprobs, entropies = answer_statistics(self.policy, part.tokens, part.mask, section.temperature)
             values = state_values(self.value, part.tokens, part.mask)
@@ -191,25 +207,25 @@ class Trainer:
                 values, part.values, part.returns, part.mask, clip_value=section.clip_value
             )
             entropy = masked_mean(entropies, part.mask)
-            loss = of_policy + section.value_coef * of_value - section.entropy_coef * entropy
+            loss = (of_policy + section.value_coef * of_value - section.entropy_coef * entropy) * weight
             if self.pretraining is not None:
                 loss = loss + section.pretraining_coef * self.pretraining(self.policy, number)
-        norms = self._step(loss, number)
+        own_figures = {
+            "loss": loss,
+            "policy_loss": of_policy * weight,
+            "value_loss": of_value * weight,
+            "clip_fraction": clip_fraction * weight,
+            "value_clip_fraction": value_clip_fraction * weight,
+        }
+        totals = self.world.total([figure.item() for figure in own_figures.values()])
+        figures = dict(zip(own_figures, totals, strict=True))
+        norms = self._step(loss, figures["loss"], number)
         if norms is None:
             return None
-        figures = {
-            "loss": loss.item(),
-            "policy_loss": of_policy.item(),
-            "value_loss": of_value.item(),
-            "clip_fraction": clip_fraction.item(),
-            "value_clip_fraction": value_clip_fraction.item(),
-            "policy_grad_norm": norms["policy"],
-            "value_grad_norm": norms["value"],
-        }
-        return figures
+        return figures | {"policy_grad_norm": norms["policy"], "value_grad_norm": norms["value"]}
 
-    def _step(self, loss: Tensor, number: int) -> dict[str, float] | None:
-        """Back-propagate and step both optimisers; returns the gradient norms before clipping.
+    def _step(self, own_loss: Tensor, loss: float, number: int) -> dict[str, float] | None:
+        """Back-propagate this worker's part of `loss` and step both optimisers; returns the norms before clipping.
 
         None where one is not finite: then nothing is stepped. There is no going back in PPO, since each iteration's
         rollouts are those of the policy as it is.
@@ -219,12 +235,14 @@ class Trainer:
         peaks = {"policy": section.learning_rate, "value": section.value_learning_rate}
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        own_loss.backward()
+        for model in self.models.values():
+            self.world.add_up(p.grad for p in model.parameters() if p.grad is not None)
         norms = {
             name: nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm).item()
             for name, model in self.models.items()
         }
-        fault = self.watch.fault({"loss": loss.item(), **{f"{n} gradient norm": v for n, v in norms.items()}}, ())
+        fault = self.watch.fault({"loss": loss, **{f"{n} gradient norm": v for n, v in norms.items()}}, ())
         if fault is not None:
             self.watch.leave_out(number, number, fault)
             return None
@@ -294,8 +312,8 @@ class Trainer:
         )
 
 
-def _pretraining_loss(context: StepContext, device: torch.device) -> Callable[[Any, int], Tensor]:
-    """(policy, update number) -> mean loss per token on a few rows of pretraining text."""
+def _pretraining_loss(context: StepContext, device: torch.device, world: World) -> Callable[[Any, int], Tensor]:
+    """(policy, update number) -> this worker's part of the mean loss per token on a few rows of pretraining text."""
     stream = tokens.text_stream(context.root, "train")
     seed = seed_of(context.params.seed, STAGE, "pretraining")
     batch_size = max(1, context.params.ppo.minibatch_size // 8)
@@ -303,6 +321,7 @@ def _pretraining_loss(context: StepContext, device: torch.device) -> Callable[[A
 
     def loss(policy: Any, number: int) -> Tensor:
         batch = stream_batch(stream, number, batch_size=batch_size, seq_len=seq_len, seed=seed, device=device)
-        return stream_loss(policy, batch.tensors) / batch.n_targets
+        ((own, weight),) = world.part(batch, 1)
+        return stream_loss(policy, own) * weight / batch.n_targets
 
     return loss

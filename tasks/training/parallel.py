@@ -7,7 +7,7 @@ the order of floating-point additions differs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,16 @@ class World:
         dist.all_reduce(summed)
         return list(summed.tolist())
 
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Sum each tensor over all workers, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def rows(self, n: int) -> range:
+        """Those of `n` rows that are this worker's; none where there are more workers than rows."""
+        return range(*(round(i * n / self.size) for i in (self.rank, self.rank + 1)))
+
     def gather(self, own: bytes) -> list[bytes]:
         """The bytes of every worker, by rank; all of one length. Torch's own gathering of objects pickles them."""
         if self.size == 1:
@@ -76,9 +86,11 @@ class World:
         A worker for which no row is left gets the first one with weight 0: it still has to take part in the sum.
         """
         parts = rows.split(-(-accumulation // self.size) * self.size)
-        first, last = (round(i * len(parts) / self.size) for i in (self.rank, self.rank + 1))
-        own = [(part, 1.0) for part in parts[first:last]]
+        own = [(parts[i], 1.0) for i in self.rows(len(parts))]
         return own or [({name: tensor[:1] for name, tensor in rows.tensors.items()}, 0.0)]
+
+
+ALONE = World()
 
 
 class Objective(nn.Module):
