@@ -49,6 +49,23 @@ def test_digests_equal_dvc_s_own(workspace):
     assert stages.digest(workspace / "models") == recorded
 
 
+def test_dvc_takes_the_kept_files_of_earlier_runs_for_no_stages(tmp_path):
+    """Else it would put their artifacts beside them, and keep in its cache what a purge is to remove."""
+    from dvc.repo import Repo
+
+    for folder in (tmp_path, tmp_path / "lineage" / "runs" / "0123"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("dvc.yaml", "params.yaml"):
+            (folder / name).write_bytes((REPOSITORY / name).read_bytes())
+    (tmp_path / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvcignore", ".gitignore"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    with Repo(str(tmp_path)) as repo:
+        found = {(stage.path_in_repo, stage.name) for stage in repo.index.stages}
+    assert found == {("dvc.yaml", name) for name in stages.read_stages(tmp_path)}
+
+
 def test_an_altered_input_is_found_though_its_size_and_time_are_the_same(workspace):
     graph = stages.read_stages(workspace)
     lock(workspace, stages.digest(workspace / "models"))
