@@ -58,6 +58,7 @@ def start(params: Parameters) -> str:
         return cluster
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
+        address="local",  # and not whatever cluster was started last on this machine, which Ray takes by itself
         num_cpus=n_cpus_needed(params),
         include_dashboard=False,
         log_to_driver=False,
