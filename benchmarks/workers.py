@@ -1,5 +1,7 @@
 """Two data-parallel workers of one thread against one worker of one thread, and against one of two threads.
 
+What the machine itself allows is measured too: two processes at once that train a model each and exchange nothing.
+
 Run: `.venv/bin/python -m benchmarks.workers [STEPS] [ROUNDS]`. The decoder of params.yaml on random tokens, 32 rows of
 `pretrain.seq_len` tokens a step in four micro-batches; the kinds take turns. Prints tokens/s and their ratios.
 """
@@ -12,10 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"1 worker, 1 thread": (1, 1), "2 workers, 1 thread each": (2, 1), "1 worker, 2 threads": (1, 2)}
+APART = "2 workers at once, a model each"
+# Workers, threads of each
+KINDS = {"1 worker, 1 thread": (1, 1), "2 workers, 1 thread each": (2, 1), "1 worker, 2 threads": (1, 2), APART: (1, 1)}
 ROWS, ACCUMULATION = 32, 4
 
 
@@ -32,7 +38,7 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
     from tasks.training.device import set_threads
     from tasks.training.losses import stream_loss
     from tasks.training.optimizer import adamw
-    from tasks.training.parallel import Objective, World, spread
+    from tasks.training.parallel import Objective, World
 
     params = load(ROOT)
     set_threads(threads)
@@ -42,7 +48,7 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
     model = Decoder(PRESETS[params.model.preset](vocab_size=params.tokenizer.vocab_size, **shape))
     model.init_weights(torch.Generator().manual_seed(0))
     world = World(rank, size)
-    objective = spread(Objective(model, stream_loss), world)
+    objective = loop.spread(Objective(model, stream_loss), world, "none", params.precision)
     optimizer = adamw(model, learning_rate=1e-3, beta2=0.95, weight_decay=0.1)
     recipe = loop.Recipe(
         stage="benchmark",
@@ -73,15 +79,33 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
 
 def measure(size: int, threads: int, n_steps: int) -> tuple[float, list[float]]:
     """(tokens/s, losses) of `size` workers of `threads` threads."""
+    with _started(size, threads, n_steps) as read:
+        return read()
+
+
+def measure_apart(n_steps: int) -> tuple[float, list[float]]:
+    """(tokens/s of both, losses of one) of two workers of one thread that know nothing of each other."""
+    with _started(1, 1, n_steps) as one, _started(1, 1, n_steps) as other:
+        speed, losses = one()
+        return speed + other()[0], losses
+
+
+@contextmanager
+def _started(size: int, threads: int, n_steps: int) -> Iterator[Callable[[], tuple[float, list[float]]]]:
+    """Workers under way; gives what waits for them and reads what they have found."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         workers = [spawn.Process(target=work, args=(rank, size, threads, n_steps, folder)) for rank in range(size)]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            worker.join()
-        speed, losses = json.loads((Path(folder) / "found.json").read_text())
-    return speed, losses
+
+        def read() -> tuple[float, list[float]]:
+            for worker in workers:
+                worker.join()
+            speed, losses = json.loads((Path(folder) / "found.json").read_text())
+            return speed, losses
+
+        yield read
 
 
 def main() -> None:
@@ -91,7 +115,7 @@ def main() -> None:
     losses: dict[str, list[float]] = {}
     for _ in range(n_rounds):
         for kind, (size, threads) in KINDS.items():
-            speed, losses[kind] = measure(size, threads, n_steps)
+            speed, losses[kind] = measure_apart(n_steps) if kind == APART else measure(size, threads, n_steps)
             speeds[kind].append(speed)
     first = next(iter(KINDS))
     print("| workers | tokens/s (median) | range | against the first | largest difference of losses |")

@@ -77,6 +77,9 @@ def schedule_(
     on_data: Annotated[bool, typer.Option("--on-data", help="When a file in sources/ has changed.")] = False,
     limit: Annotated[str, typer.Option(metavar="SPAN", help="A retraining that takes longer is ended.")] = "1d",
     timezone: Annotated[str, typer.Option(help="Of --cron.")] = "UTC",
+    work_pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of Prefect, to serve it in place of `axon worker`.")
+    ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Start none until --resume.")] = False,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     run_now: Annotated[bool, typer.Option("--run-now", help="Ask the worker for one.")] = False,
@@ -98,13 +101,17 @@ def schedule_(
     wants_time = cron is not None or every is not None or on_data
     if not wants_time and (limit, timezone) != ("1d", schedule.UTC):
         raise UserError("--limit and --timezone go with --cron, --every or --on-data.")
+    if not wants_time and work_pool is not None:
+        raise UserError("--work-pool goes with --cron or --every.")
     wants = wants_time or notify is not None
     if sum((wants, pause, resume, run_now, list_, remove)) > 1:
         raise UserError("--pause, --resume, --run-now, --list and --remove go alone.")
     if wants:
         service = notices.service() if notify else ""
         if wants_time:
-            schedule.set_(checkout, cron=cron, every=every, on_data=on_data, limit=limit, timezone=timezone)
+            schedule.set_(
+                checkout, cron=cron, every=every, on_data=on_data, limit=limit, timezone=timezone, pool=work_pool
+            )
         if notify is not None:
             schedule.needed(checkout)
             notices.keep_address(checkout) if notify else notices.forget_address(checkout)
@@ -115,8 +122,7 @@ def schedule_(
         schedule.remove(checkout)  # also one that is damaged
         notices.forget_address(checkout)
     elif run_now:
-        schedule.request(checkout, "asked for")
-        print("asked for; `axon worker` runs it as soon as no other retraining runs")
+        print(schedule.run_now(checkout))
     else:
         schedule.show(checkout)
 

@@ -35,6 +35,7 @@ class Schedule:
     A retraining that takes longer than `limit_s` is ended, so that a stuck one does not stand in the way for ever.
     since: when `every_s` was set, in seconds since 1970; due times are counted from there, whenever a worker starts.
     notices: whose service gets notices, empty for none; notices_since: when its address was given.
+    pool: of Prefect, whose workers serve it in place of `axon worker`; empty for none.
     """
 
     cron: str | None = None
@@ -46,11 +47,13 @@ class Schedule:
     since: float = 0.0
     notices: str = ""
     notices_since: float = 0.0
+    pool: str = ""
 
     def __str__(self) -> str:
         when = [f"cron {self.cron} ({self.timezone})"] if self.cron else []
         when += [f"every {span(self.every_s)}"] if self.every_s else []
         when += ["when a source has changed"] if self.on_data else []
+        when += [f"by the work pool {self.pool}"] if self.pool else []
         return ", ".join(when) + (" (paused)" if self.paused else "")
 
 
@@ -103,8 +106,21 @@ def needed(checkout: Checkout) -> Schedule:
     return found
 
 
-def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bool, limit: str, timezone: str) -> None:
-    """Set the schedule, in place of the one before."""
+def set_(
+    checkout: Checkout,
+    *,
+    cron: str | None,
+    every: str | None,
+    on_data: bool,
+    limit: str,
+    timezone: str,
+    pool: str | None = None,
+) -> None:
+    """Set the schedule, in place of the one before. The workers of `pool` serve it, without one `axon worker`."""
+    from flows import work_pool
+
+    if pool and on_data:
+        raise UserError("--on-data needs `axon worker`, which looks at the sources; the workers of a pool do not.")
     if cron is not None and every is not None:
         raise UserError("--cron and --every do not go together; give one of them.")
     if timezone != UTC and cron is None:
@@ -122,14 +138,23 @@ def set_(checkout: Checkout, *, cron: str | None, every: str | None, on_data: bo
         since=before.since if before and before.every_s == every_s else time.time(),
         notices=before.notices if before else "",
         notices_since=before.notices_since if before else 0.0,
+        pool=pool or "",
     )
+    if wanted.pool:
+        work_pool.apply(checkout, wanted)
+    elif before is not None and before.pool:
+        work_pool.remove(checkout)
     write_json(_file(checkout), asdict(wanted))
-    Console(highlight=False).print(f"retraining {wanted}; `axon worker` runs it while it is up.", soft_wrap=True)
+    server = f"prefect worker start --pool {wanted.pool}" if wanted.pool else "axon worker"
+    Console(highlight=False).print(f"retraining {wanted}; `{server}` runs it while it is up.", soft_wrap=True)
 
 
 def set_notices(checkout: Checkout, service: str) -> None:
     """Have notices sent by `service`, whose address is kept elsewhere; or none, where it is empty."""
-    wanted = replace(needed(checkout), notices=service, notices_since=time.time())
+    before = needed(checkout)
+    if before.pool and service:
+        raise UserError("--notify needs `axon worker`; for a work pool make automations at its Prefect server.")
+    wanted = replace(before, notices=service, notices_since=time.time())
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(_of_notices(wanted), soft_wrap=True)
 
@@ -154,7 +179,11 @@ def _check_cron(cron: str, timezone: str) -> None:
 
 
 def pause(checkout: Checkout, *, paused: bool) -> None:
+    from flows import work_pool
+
     wanted = replace(needed(checkout), paused=paused)
+    if wanted.pool:
+        work_pool.apply(checkout, wanted)
     write_json(_file(checkout), asdict(wanted))
     Console(highlight=False).print(f"retraining {wanted}", soft_wrap=True)
 
@@ -162,6 +191,14 @@ def pause(checkout: Checkout, *, paused: bool) -> None:
 def remove(checkout: Checkout) -> None:
     if not _file(checkout).is_file():
         raise UserError(_NONE)
+    try:
+        pool = needed(checkout).pool
+    except UserError:
+        pool = ""  # damaged: it goes all the same
+    if pool:
+        from flows import work_pool
+
+        work_pool.remove(checkout)
     _file(checkout).unlink()
     Console(highlight=False).print("the schedule is gone; what was trained stays")
 
@@ -175,6 +212,18 @@ def request(checkout: Checkout, why: str, *, name: str | None = None, occasion: 
     asked = {"why": why, "time": time.time(), "occasion": occasion}
     write_json(folder(checkout) / "requests" / f"{name}.json", asked)
     return name
+
+
+def run_now(checkout: Checkout) -> str:
+    """Ask for a retraining of whoever serves the schedule; returns who that is, in words."""
+    from flows import work_pool
+
+    wanted = read(checkout)
+    if wanted is not None and wanted.pool:
+        work_pool.run_now(checkout, "asked for")
+        return f"asked for; a worker of the pool {wanted.pool} runs it, unless another retraining runs"
+    request(checkout, "asked for")
+    return "asked for; `axon worker` runs it as soon as no other retraining runs"
 
 
 def requests(checkout: Checkout) -> list[tuple[Path, dict[str, Any]]]:

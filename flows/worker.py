@@ -51,6 +51,12 @@ def work(checkout: Checkout) -> None:
     def waiting(holder: str) -> None:
         console.print(f"waiting for {holder} to end …")
 
+    wanted = schedule.read(checkout)
+    if wanted is not None and wanted.pool:
+        raise UserError(
+            f"the schedule of this checkout is served by a work pool: prefect worker start --pool {wanted.pool}. "
+            "For `axon worker` set it again without --work-pool."
+        )
     with guard.exclusive(checkout.locks / "worker", who="axon worker", waiting=waiting):
         os.environ[WORKER] = str(os.getpid())
         schedule.forget_old_notes(checkout)
@@ -138,6 +144,8 @@ class _Worker:
         from flows.scheduled import retrain
 
         wanted = schedule.read(self.checkout)
+        if wanted is not None and wanted.pool:
+            wanted = None  # others serve it
         if wanted == self.applied and self.occasions is not None:
             return self.occasions
         version = _version(self.checkout, wanted)

@@ -124,7 +124,7 @@ def fit(
     """
     device = next(model.parameters()).device
     world = World(context.rank, context.n_workers, context.node_rank)
-    objective = _spread(Objective(model, loss), world, context.params.partition, recipe.precision)
+    objective = spread(Objective(model, loss), world, context.params.partition, recipe.precision)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
     checkpoints = Checkpoints(
         context.checkpoints,
@@ -198,7 +198,7 @@ def fit(
     return Fitted(curve=curve, tokens=tokens, left_out=watch.left_out)
 
 
-def _spread(objective: Objective, world: World, partition: str, precision: str) -> nn.Module:
+def spread(objective: Objective, world: World, partition: str, precision: str) -> nn.Module:
     """The objective over all workers: the model whole on each (Li et al. 2020, "PyTorch Distributed"), or in parts."""
     if world.size == 1:
         return objective
@@ -206,7 +206,7 @@ def _spread(objective: Objective, world: World, partition: str, precision: str) 
         return Pipelined(objective, world, precision)
     if partition != "none":
         return Sharded(objective)
-    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def gradients(

@@ -94,6 +94,36 @@ def test_the_store_is_a_dvc_remote_that_holds_the_data(cluster: Cluster, spread:
     ).read_bytes()
 
 
+def test_a_work_pool_serves_a_schedule(cluster: Cluster, spread: Workspace):
+    """A worker of Prefect's own runs it; a run asked for while another one goes on is not started."""
+    first, env = cluster.network.first, cluster.environment(spread)
+    prefect = [sys.executable, "-m", "prefect"]
+    unknown = cluster.axon(spread, "schedule", "--every", "1h", "--work-pool", "axon")
+    assert unknown.returncode == 2
+    assert "has no such pool" in unknown.stderr
+    made = first.run([*prefect, "work-pool", "create", "axon", "--type", "process"], env=env, cwd=spread.root)
+    assert made.returncode == 0, made.stderr
+    assert cluster.axon(spread, "schedule", "--every", "1h", "--work-pool", "axon").returncode == 0
+    refused = cluster.axon(spread, "worker")
+    assert refused.returncode == 2
+    assert "prefect worker start --pool axon" in refused.stderr
+    log = cluster.log("work-pool")
+    worker = first.start([*prefect, "worker", "start", "--pool", "axon"], log=log, env=env, cwd=spread.root)
+    try:
+        for _ in range(2):
+            assert cluster.axon(spread, "schedule", "--run-now").returncode == 0
+        states = "select state_type from flow_run r join deployment d on d.id = r.deployment_id order by 1"
+        ended = ["CANCELLED", "COMPLETED"]
+        wait_until(lambda: query(cluster, "prefect", f"{states}").split()[:2] == ended, limit_s=240, every_s=2)
+    finally:
+        worker.terminate()
+        worker.wait(timeout=30)
+    (note,) = (spread.root / ".axon" / "schedule" / "done").glob("*.json")
+    assert json.loads(note.read_text())["outcome"].startswith("not retrained")
+    assert cluster.axon(spread, "schedule", "--remove").returncode == 0
+    assert query(cluster, "prefect", "select count(*) from deployment") == "0"
+
+
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster, spread: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A long training that nothing disturbs."""

@@ -34,6 +34,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         (["--cron", "0 3 * * *", "--every", "6h"], "do not go together"),
         (["--pause"], "there is no schedule"),
         (["--every", "6h", "--pause"], "go alone"),
+        (["--work-pool", "gpu"], "--work-pool goes with --cron or --every"),
+        (["--on-data", "--work-pool", "gpu"], "--on-data needs `axon worker`"),
+        (["--every", "6h", "--work-pool", "gpu"], "a work pool belongs to a Prefect server: set PREFECT_API_URL"),
     ],
 )
 def test_mistakes_are_named(workspace: Workspace, arguments: list[str], said: str):
