@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from select import select
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -100,3 +101,36 @@ def for_many(n: int, values: st.SearchStrategy[Value], check: Callable[[Value], 
     """Check `n` values, the same ones every time; others for another `name`."""
     tried = settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     tried(seed(zlib.crc32(name.encode()))(given(values)(lambda value: check(value))))()
+
+
+PLAUSIBLE = [
+    "",
+    "-1",
+    "0",
+    "1",
+    "7",
+    "0.5",
+    "1e9",
+    "3e-05",
+    "nan",
+    "-inf",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    "''",
+    "a b",
+    "9" * 30,
+]
+WORDS = st.one_of(
+    st.sampled_from(PLAUSIBLE),
+    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=16),
+)
+
+
+def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+def as_argument(content: bytes) -> str:
+    return content.decode(errors="ignore").replace("\x00", "")

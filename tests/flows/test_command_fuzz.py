@@ -1,4 +1,4 @@
-"""Mutated inputs and arguments through the command line itself: one clear message and its exit code, nothing touched.
+"""Mutated inputs through the command line itself: one clear message and its exit code, nothing touched.
 
 A few of each kind in every run; `make test-slow` tries over 1,000. tests/tasks/test_fuzz.py does the same to functions.
 """
@@ -6,57 +6,15 @@ A few of each kind in every run; `make test-slow` tries over 1,000. tests/tasks/
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-from collections.abc import Iterator
 
 import pytest
 import yaml
 from hypothesis import strategies as st
 
-from tests.flows.conftest import FinishedRun
-from tests.flows.fuzzing import Commands, for_many
-from tests.flows.workspace import Workspace
+from tests.flows.fuzzing import WORDS, Commands, few_and_many, for_many
 from tests.tasks.test_fuzz import OWN, SCALARS, keys, mutated
 
 pytestmark = pytest.mark.engines
-PLAUSIBLE = [
-    "",
-    "-1",
-    "0",
-    "1",
-    "7",
-    "0.5",
-    "1e9",
-    "3e-05",
-    "nan",
-    "-inf",
-    "true",
-    "null",
-    "[]",
-    "{}",
-    "''",
-    "a b",
-    "9" * 30,
-]
-WORDS = st.one_of(
-    st.sampled_from(PLAUSIBLE),
-    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=16),
-)
-
-
-@pytest.fixture(scope="module")
-def axon(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Commands in a copy of a workspace in which the whole pipeline has run."""
-    root = tmp_path_factory.mktemp("fuzzed") / "checkout"
-    shutil.copytree(finished.workspace.root, root, symlinks=True)
-    commands = Commands(Workspace(root))
-    yield commands
-    commands.close()
-
-
-def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
 @few_and_many(20, 150)
@@ -217,7 +175,7 @@ STATE = {
 }
 
 
-@few_and_many(15, 120)
+@few_and_many(8, 120)
 def test_files_of_the_state(axon: Commands, n: int):
     contents = {name: made or (axon.root / name).read_bytes() for name, (made, _) in STATE.items()}
     schedule = ".axon/schedule/schedule.json"
@@ -235,90 +193,3 @@ def test_files_of_the_state(axon: Commands, n: int):
         lambda name: st.tuples(st.just(name), mutated(contents[name]), st.integers(0, 2))
     )
     for_many(n, cases, check)
-
-
-# The argument comes behind these words and before those.
-ARGUMENTS: dict[str, list[str]] = {
-    "": [],
-    "audit": [],
-    "audit --format": [],
-    "audit --head": [],
-    "audit --key": [],
-    "audit --offline": [],
-    "audit --policy": [],
-    "audit --reproduce --tolerance": ["no-stage"],
-    "forget --record": [],
-    "forget --where": [],
-    "generate --model=sft --max-new-tokens=2": [],
-    "generate x --model": [],
-    "generate x --model=sft --max-new-tokens": [],
-    "generate x --model=sft --max-new-tokens=2 --seed": ["--temperature=1"],
-    "generate x --model=sft --max-new-tokens=2 --temperature": [],
-    "generate x --model=sft --max-new-tokens=2 --temperature=1 --top-p": [],
-    "history --format": [],
-    "lineage": [],
-    "lineage diff run": [],
-    "lineage model": ["--records"],
-    "lineage record": [],
-    "lineage show": ["--format=json"],
-    "promote": [],
-    "promote --force --reason=why": [],
-    "restore": [],
-    "rollback --reason=why --to": [],
-    "run --dry-run": [],
-    "schedule --cron": [],
-    "schedule --cron='0 3 * * *' --timezone": [],
-    "schedule --every": [],
-    "schedule --on-data --limit": [],
-}
-# What may be right, so that mutations of it reach beyond the first check.
-SEEDS = ["run~1", "1", "models/ppo", "sft~1", "axon-chat@champion", "0 3 * * *", "6h", "maths", "0.5", "text = 'x'"]
-
-
-@few_and_many(2, 10)
-@pytest.mark.parametrize("before", sorted(ARGUMENTS))
-def test_arguments(axon: Commands, before: str, n: int):
-    def check(word: str) -> None:
-        told = axon(*shlex.split(before), word, *ARGUMENTS[before])
-        told.is_clean(0, 1, 2, 3)
-        if told.code == 2:
-            told.refuses()
-        if told.code == 1 and "audit" not in before:
-            assert told.stderr.strip()
-
-    mutants = st.sampled_from(SEEDS).flatmap(lambda seed: mutated(seed.encode())).map(as_argument)
-    for_many(n, st.one_of(WORDS, mutants), check, name=before)
-
-
-def as_argument(content: bytes) -> str:
-    return content.decode(errors="ignore").replace("\x00", "")
-
-
-ENVIRONMENT = [
-    ("AXON_LINEAGE", "off", [["run"], ["promote", "1"]]),
-    ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", [["lineage", "axon-chat@champion"], ["generate", "x"], ["audit"]]),
-    ("PREFECT_API_URL", "http://127.0.0.1:9/api", [["run", "--dry-run"]]),
-    ("RAY_ADDRESS", "127.0.0.1:9", [["run", "--dry-run"]]),
-]
-
-
-@few_and_many(8, 80)
-def test_values_of_the_environment(axon: Commands, n: int):
-    def check(case: tuple[tuple[str, str, list[list[str]]], bytes, int]) -> None:
-        (name, _, commands), mutant, which = case
-        variables = {
-            name: as_argument(mutant),
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
-        }
-        told = axon(*commands[which % len(commands)], variables=variables)
-        told.is_clean(0, 1, 2, 3)
-        assert told.changed == ()
-        if told.code == 2:
-            told.refuses(name)
-
-    def mutations(one: tuple[str, str, list[list[str]]]) -> st.SearchStrategy:
-        values = st.one_of(mutated(one[1].encode()), WORDS.map(str.encode))
-        return st.tuples(st.just(one), values, st.integers(0, 2))
-
-    for_many(n, st.sampled_from(ENVIRONMENT).flatmap(mutations), check)

@@ -258,6 +258,7 @@ def test_plain_dvc_repro_of_some_stages_gives_the_same_bytes(finished: FinishedR
     assert yaml.safe_load(workspace.lock) == yaml.safe_load(finished.workspace.lock)
 
 
+@pytest.mark.slow
 def test_without_statements_and_without_the_run_cache_a_stage_gives_the_same_bytes(
     finished: FinishedRun, tmp_path: Path
 ):

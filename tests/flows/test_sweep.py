@@ -137,6 +137,7 @@ def check_mlflow(workspace: Workspace, result: dict) -> None:
         assert validation[-1].value == one["value"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_trials_and_what_waited_for_the_sweep_then_runs(finished: FinishedRun, tmp_path: Path):
     long = PRETRAIN | {"pretrain.n_steps": 3000, "pretrain.evaluate_every": 20}
     workspace = Workspace.behind(tmp_path / "checkout", finished.workspace, long)

@@ -40,6 +40,9 @@ def _tokens(k):
     return Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=96, n_tokens=96)
 
 
+# Forks of a process that has imported this file once: a second less for each worker.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
 KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_loss)}
 
 
@@ -102,9 +105,8 @@ def _train(
 ) -> list[tuple[dict, list]]:
     """Train with `size` workers; weights and curve of each of them. apart: on nodes that share no disk."""
     root.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
     arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart, partition) for rank in range(size)]
-    workers = [spawn.Process(target=_work, args=a) for a in arguments]
+    workers = [SERVER.Process(target=_work, args=a) for a in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
