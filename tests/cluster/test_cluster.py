@@ -112,9 +112,9 @@ def test_a_work_pool_serves_a_schedule(cluster: Cluster, spread: Workspace):
     try:
         for _ in range(2):
             assert cluster.axon(spread, "schedule", "--run-now").returncode == 0
-        states = "select state_type from flow_run r join deployment d on d.id = r.deployment_id order by 1"
+        states = "select state_type from flow_run where deployment_id is not null and state_type <> 'SCHEDULED'"
         ended = ["CANCELLED", "COMPLETED"]
-        wait_until(lambda: query(cluster, "prefect", f"{states}").split()[:2] == ended, limit_s=240, every_s=2)
+        wait_until(lambda: sorted(query(cluster, "prefect", states).split()) == ended, limit_s=240, every_s=2)
     finally:
         worker.terminate()
         worker.wait(timeout=30)
