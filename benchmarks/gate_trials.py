@@ -1,7 +1,7 @@
 """Does the gate let worse models through? Real models of a finished default run, 20 trials of each kind.
 
-Run: `.venv/bin/python -m benchmarks.gate_trials ROOT [TRIALS]`, ROOT a checkout after `axon run`. Fine-tunes its
-pretrained model with other seeds and holds each against one champion, by the gate's own measuring and rules:
+Run: `.venv/bin/python -m benchmarks.gate_trials ROOT [TRIALS [KIND …]]`, ROOT a checkout after `axon run`. Fine-tunes
+its pretrained model with other seeds and holds each against one champion, by the gate's own measuring and rules:
 
 - worse: as many steps as the champion, on the same questions with the answers of other questions of the same task;
 - equal: the champion itself, its answers drawn with other seeds than the champion's;
@@ -40,6 +40,7 @@ from tasks.training.outputs import read_model
 from tasks.training.packing import PackedData
 from tasks.training.tokens import demonstrations
 
+KINDS = ("equal", "worse", "retrained", "better")
 CHAMPION_STEPS, BETTER_STEPS = 60, 360
 N_MATHS, N_DOCS, N_TEXTS = 300, 30, 40
 
@@ -151,7 +152,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(root, Path(folder))
         rows = []
-        for kind in ("equal", "worse", "retrained", "better"):
+        for kind in sys.argv[3:] or KINDS:
             started = time.monotonic()
             decisions = [trials.decide(kind, trial) for trial in range(1, n_trials + 1)]
             gains = [d.improvement.mean for d in decisions]

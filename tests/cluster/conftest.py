@@ -70,11 +70,23 @@ class Cluster:
         self._raylet = self.start_raylet(second, f"--address={first.address}:{GCS_PORT}")
 
     def wait_for_nodes(self, n: int) -> None:
+        """Wait until Ray has `n` nodes that are alive."""
+        wait_until(lambda: self._has_nodes(n), limit_s=120, every_s=2)
+
+    def come_back(self) -> None:
+        """Mend the link and wait for both nodes; a raylet that was given up leaves, and is started anew."""
+        self.network.mend()
+
+        def is_whole() -> bool:
+            self.start_second_raylet()
+            return self._has_nodes(2)
+
+        wait_until(is_whole, limit_s=180, every_s=2)
+
+    def _has_nodes(self, n: int) -> bool:
         code = f"import ray; ray.init(logging_level='ERROR'); assert len([x for x in ray.nodes() if x['Alive']]) == {n}"
         command, env = [sys.executable, "-c", code], {**self.variables, "PATH": os.environ["PATH"]}
-        wait_until(
-            lambda: self.network.first.run(command, env=env, cwd=self.folder).returncode == 0, limit_s=120, every_s=2
-        )
+        return self.network.first.run(command, env=env, cwd=self.folder).returncode == 0
 
 
 def _answers(machine: Machine, url: str, cwd: Path) -> bool:

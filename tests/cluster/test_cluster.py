@@ -163,9 +163,7 @@ def test_a_link_cut_for_good_leaves_one_worker_that_ends_training_and_a_record_o
         assert [len(nodes) for nodes in nodes_of(workspace, "pretrain")] == [2, 1]
         assert recorded_workers(workspace, "pretrain") == [2, 1]
     finally:
-        cluster.network.mend()
-        cluster.start_second_raylet()
-        cluster.wait_for_nodes(2)
+        cluster.come_back()
 
 
 def steps_of(workspace: Workspace) -> int:
