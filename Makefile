@@ -38,7 +38,7 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Scheduled retraining for ten minutes with faults at moments that the seed decides. Results are in docs/scheduled-runs.md.
+# Scheduled retraining for ten minutes with faults at moments that the seed decides. It prints an account of every due time.
 SEED ?= 1
 test-scheduled: install
 	AXON_TEST_SEED=$(SEED) $(BIN)/python -m pytest -m slow -s tests/flows/test_scheduled_runs.py

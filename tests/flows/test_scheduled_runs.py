@@ -1,6 +1,6 @@
 """Twenty scheduled runs and more with faults at seeded moments: none lost, none doubled, every decision explained.
 
-`make test-scheduled SEED=n` runs it alone; the account that it prints is kept in docs/scheduled-runs.md.
+`make test-scheduled SEED=n` runs it alone; it prints an account of every due time.
 """
 
 from __future__ import annotations
