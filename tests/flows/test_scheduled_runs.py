@@ -339,7 +339,7 @@ def test_nothing_is_left_and_the_audit_is_clean(check: Check):
 
 
 def show(check: Check, account: Account) -> None:
-    """The account for docs/scheduled-runs.md."""
+    """Print the account."""
     kinds = Counter(account.kind(run) for run in account.due)
     trained = Counter(decided["action"] for decided in account.decided)
     print(f"\nseed {SEED}: {len(account.due)} due times: {dict(kinds)}; decisions: {dict(trained)}")
