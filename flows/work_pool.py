@@ -7,9 +7,11 @@ accounting: of two runs that would overlap it cancels the later one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from flows import prefect_server as servers
@@ -22,8 +24,8 @@ _API = "PREFECT_API_URL"
 
 
 def deployment_name(checkout: Checkout) -> str:
-    """Of the deployment of this checkout: a server may hold those of several."""
-    return f"axon-{checkout.root.name}"
+    """Of the deployment of this checkout: a server may hold those of several, also of folders with one name."""
+    return f"axon-{checkout.root.name}-{hashlib.sha256(str(checkout.root).encode()).hexdigest()[:8]}"
 
 
 def apply(checkout: Checkout, wanted: Schedule) -> None:
@@ -112,6 +114,9 @@ def _ask(do: Callable[[Any], Awaitable[None]]) -> None:
     """Let `do` talk to the server that the pool belongs to."""
     if not os.environ.get(_API):
         raise UserError(f"a work pool belongs to a Prefect server: set {_API} to its address.")
+    Path(os.environ["PREFECT_HOME"]).mkdir(
+        mode=0o700, parents=True, exist_ok=True
+    )  # or Prefect warns that it is not there
     from prefect.client.orchestration import get_client
 
     async def talk() -> None:
@@ -122,5 +127,6 @@ def _ask(do: Callable[[Any], Awaitable[None]]) -> None:
         asyncio.run(talk())
     except Exception as error:
         if servers.is_away(error):
-            raise UserError(f"{_server()} does not answer. Nothing was changed.", exit_code=1) from None
+            told = f"{_server()} does not answer. Nothing was changed; start it, or set {_API} to where it is."
+            raise UserError(told, exit_code=1) from None
         raise
