@@ -95,6 +95,8 @@ def test_the_worker_runs_what_is_asked_for_once_and_goes_on_after_a_kill(finishe
         assert outcomes(workspace)[0].startswith("not retrained: not enough is new")
         assert workspace.axon("schedule", "--every", "8s").returncode == 0
         wait_until(lambda: len(ran(workspace)) >= 3, limit_s=180, every_s=0.5)
+        # Prefect's process of a run is not bound to the worker before its flow begins.
+        wait_until(lambda: any("prefect.engine" in c for c in workspace.left_running()), limit_s=60, every_s=0.02)
         worker.kill()
         worker.wait()
         wait_until(lambda: not workspace.left_running(), limit_s=30, every_s=0.5)

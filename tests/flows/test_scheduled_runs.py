@@ -78,7 +78,10 @@ class Check:
         self.stopped_at = time.time()
         self.worker.send_signal(number)
         self.worker.wait(timeout=60)
-        wait_until(lambda: not self.workspace.left_running(), limit_s=40, every_s=0.3)
+        try:
+            wait_until(lambda: not self.workspace.left_running(), limit_s=40, every_s=0.3)
+        except AssertionError:
+            raise AssertionError(f"40 s after the worker there is {self.workspace.left_running()}") from None
 
     def bring_data(self, gate: dict[str, Any]) -> None:
         """New records before the next run, and a gate that promotes or refuses what is trained on them."""
