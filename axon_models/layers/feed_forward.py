@@ -20,7 +20,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        y: Tensor = self.down(_SiluProduct.apply(self.gate_up(x)))
+        y: Tensor = self.down(silu_product(self.gate_up(x)))
         return y
 
 
@@ -50,3 +50,9 @@ class _SiluProduct(torch.autograd.Function):
         slope = torch.addcmul(silu + sigmoid, silu, sigmoid, value=-1)
         torch.mul(slope.mul_(d_y), up, out=d_gate)
         return d_gate_up
+
+
+def silu_product(gate_up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up of gate and up side by side, (..., 2F) to (..., F)."""
+    y: Tensor = _SiluProduct.apply(gate_up)
+    return y
