@@ -44,8 +44,6 @@ def work(checkout: Checkout) -> None:
 
     Raises `UserError` where the Prefect server does not come back.
     """
-    from flows.scheduled import WORKER
-
     console = Console(highlight=False)
 
     def waiting(holder: str) -> None:
@@ -63,7 +61,7 @@ def work(checkout: Checkout) -> None:
         # worker that is killed, asking for a server that is gone, for a minute and more.
         guard.run_guard(checkout, f"worker-{uuid4().hex}", folder="workers"),
     ):
-        os.environ[WORKER] = str(os.getpid())
+        os.environ[schedule.WORKER] = str(os.getpid())
         schedule.forget_old_notes(checkout)
         with servers.prefect_server(checkout, with_services=True) as wait_until_ready:
             wait_until_ready()
