@@ -18,13 +18,13 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxdict = 20
 
 N_SPECIAL_TOKENS = 6
-N_ESCAPES = 5  # and at least one character
+N_ESCAPES = 5
 # The tokens that a tokenizer has before it has learnt anything, and what they are.
 MIN_VOCAB_SIZES = {
     "byte_level": (256 + N_SPECIAL_TOKENS, f"256 bytes and {N_SPECIAL_TOKENS} special tokens"),
     "byte_fallback": (
         256 + N_SPECIAL_TOKENS + N_ESCAPES + 1,
-        f"256 bytes, {N_SPECIAL_TOKENS} special tokens, {N_ESCAPES} for escapes and a character",
+        f"256 bytes, {N_SPECIAL_TOKENS} special tokens, {N_ESCAPES} for escapes and the space",
     ),
 }
 MIN_VOCAB_SIZES["own"] = MIN_VOCAB_SIZES["byte_level"]

@@ -6,7 +6,7 @@ Learning counts every pair of neighbours once. From then on a merge changes only
 a merge costs as much as it has places, and not another pass over the text. Text comes as words with counts: no merge
 crosses the border of two words, and a word that is there a thousand times is merged once.
 
-Merges, ties included, are those of the library `tokenizers`, whose habits are kept and marked (T1 to T3) below.
+Merges, ties included, and ids are those of the library `tokenizers`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Bpe:
 
     @cached_property
     def _first(self) -> dict[int, int]:
-        return {token[0]: i for i, token in enumerate(self.tokens[:256])}  # the id of each byte
+        return {token[0]: i for i, token in enumerate(self.tokens) if len(token) == 1}  # the id of each byte
 
 
 def learn(words: Mapping[bytes, int], *, n_tokens: int, alphabet: Sequence[bytes] = BYTES) -> Bpe:
@@ -84,65 +84,51 @@ class _Learning:
 
     def __init__(self, words: Mapping[bytes, int], alphabet: Sequence[bytes]) -> None:
         self._tokens = list(alphabet)
-        self._ids = {token: i for i, token in enumerate(alphabet)}
-        self._words = [[self._ids[word[i : i + 1]] for i in range(len(word))] for word in words]
+        ids = {token[0]: i for i, token in enumerate(alphabet)}
+        self._words = [[ids[byte] for byte in word] for word in words]
         self._n_times = list(words.values())
         self._counts: defaultdict[Pair, int] = defaultdict(int)
-        # (-count, pair, number of the entry, words with the pair): the first is the next merge
-        self._waiting: list[tuple[int, Pair, int, set[int]]] = []
-        self._n_entries = 0
-        places: defaultdict[Pair, set[int]] = defaultdict(set)
+        self._places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that have, or have had, the pair
         for number, word in enumerate(self._words):
             for pair in pairwise(word):
                 self._counts[pair] += self._n_times[number]
-                places[pair].add(number)
-        self._await(places)
+                self._places[pair].add(number)
+        self._waiting = [(-count, pair) for pair, count in self._counts.items()]  # the first is the next merge
+        heapq.heapify(self._waiting)
 
     def run(self, n_tokens: int) -> Bpe:
         merges: dict[Pair, tuple[int, int]] = {}
-        n_merges = 0
         while len(self._tokens) < n_tokens and self._waiting:
-            count, pair, entry, places = heapq.heappop(self._waiting)
-            if -count != self._counts[pair]:
-                # T1: a count that changed meanwhile is put right when its turn comes.
-                heapq.heappush(self._waiting, (-self._counts[pair], pair, entry, places))
+            count, pair = heapq.heappop(self._waiting)
+            if -count != self._counts[pair]:  # it has become rarer: it waits for the turn that is right
+                heapq.heappush(self._waiting, (-self._counts[pair], pair))
                 continue
             if count == 0:
                 break
-            # T2: a pair that has its turn again, see T3, is merged at its last turn when text is encoded.
-            merges[pair] = (n_merges, self._id_of(pair))
-            n_merges += 1
-            self._merge(pair, places)
+            merges[pair] = (len(merges), len(self._tokens))
+            self._merge(pair, len(self._tokens))
+            self._tokens.append(self._tokens[pair[0]] + self._tokens[pair[1]])
         return Bpe(tokens=tuple(self._tokens), merges=merges)
 
-    def _id_of(self, pair: Pair) -> int:
-        """The id of the bytes of a pair. It is not always new: `a` + `bc` and `ab` + `c` are the same token."""
-        token = self._tokens[pair[0]] + self._tokens[pair[1]]
-        if token not in self._ids:
-            self._ids[token] = len(self._tokens)
-            self._tokens.append(token)
-        return self._ids[token]
+    def _merge(self, pair: Pair, new: int) -> None:
+        """Replace a pair in its words, and count what the neighbours of these places are now next to.
 
-    def _merge(self, pair: Pair, places: set[int]) -> None:
-        """Replace a pair in its words, and count what the neighbours of these places are now next to."""
-        new = self._id_of(pair)
-        counts, fresh = self._counts, defaultdict[Pair, set[int]](set)
-        for number in places:
+        Every pair that comes has the new token, so it is no pair that waits already. And every token comes of one
+        merge: inside of what has become one token, the same bytes were merged in the same way everywhere.
+        """
+        fresh: set[Pair] = set()
+        for number in self._places.pop(pair):
             n_times = self._n_times[number]
             self._words[number], gone, come = _replaced(self._words[number], pair, new)
             for other in gone:
-                counts[other] -= n_times
+                self._counts[other] -= n_times
             for other in come:
-                counts[other] += n_times
-                fresh[other].add(number)
-        self._await(fresh)
-
-    def _await(self, places: Mapping[Pair, set[int]]) -> None:
-        """T3: places of a pair that come to be at different times wait in entries of their own."""
-        for pair, where in places.items():
-            if self._counts[pair] > 0:
-                self._n_entries += 1
-                heapq.heappush(self._waiting, (-self._counts[pair], pair, self._n_entries, where))
+                self._counts[other] += n_times
+                self._places[other].add(number)
+            fresh.update(come)
+        for other in fresh:
+            if self._counts[other] > 0:
+                heapq.heappush(self._waiting, (-self._counts[other], other))
 
 
 def _replaced(word: list[int], pair: Pair, new: int) -> tuple[list[int], list[Pair], list[Pair]]:

@@ -28,7 +28,8 @@ SPACE = "▁"
 ESCAPE, AS_ESCAPE, AS_SPACE = "\ufdd0", "\ufdd1", "\ufdd2"
 ESCAPES = ((ESCAPE, ESCAPE + AS_ESCAPE), (SPACE, ESCAPE + AS_SPACE))  # (character of the text, as it is written)
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-FIXED = (*SPECIAL_TOKENS, *BYTES, ESCAPE, AS_ESCAPE, AS_SPACE, *(written for _, written in ESCAPES))
+# The space is always a token: what decodes to a space is ▁ as a character, and never its bytes.
+FIXED = (*SPECIAL_TOKENS, *BYTES, ESCAPE, AS_ESCAPE, AS_SPACE, *(written for _, written in ESCAPES), SPACE)
 COVERAGE = 0.9995  # the share of the training text whose characters are tokens; SentencePiece's default
 
 # A word is letters (with their marks), or other characters, with one space before it; or line ends; or spaces. No word
@@ -52,7 +53,7 @@ def _around(model: models.BPE) -> Tokenizer:
 
 
 def alphabet(texts: Iterable[str], *, at_most: int) -> list[str]:
-    """The most frequent characters, as written, until they cover `COVERAGE` of the texts; sorted."""
+    """The most frequent characters but the space, until with it they cover `COVERAGE` of the texts; sorted."""
     counts = Counter[str]()
     for text in texts:
         counts.update(text)
@@ -60,33 +61,34 @@ def alphabet(texts: Iterable[str], *, at_most: int) -> list[str]:
         counts.pop(character, None)
     uncovered = (1 - COVERAGE) * counts.total()
     kept: list[str] = []
-    remaining = counts.total()
+    remaining = counts.total() - counts.pop(" ", 0)
     for character, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if remaining <= uncovered or len(kept) == at_most:
             break
-        kept.append(SPACE if character == " " else character)
+        kept.append(character)
         remaining -= n
     return sorted(kept)
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A tokenizer whose ids are the special tokens, the 256 bytes, five for escapes, characters, merges by frequency.
+    """A tokenizer whose ids are the special tokens, the 256 bytes, five for escapes, the space, characters, merges
+    by frequency.
 
-    Raises UserError when `vocab_size` leaves no room for characters, or the texts are too few for so many merges.
+    Raises UserError when `vocab_size` is too small for what is always there, or the texts are too few for it.
     """
-    if vocab_size <= len(FIXED):
+    if vocab_size < len(FIXED):
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} must be above {len(FIXED)} with tokenizer.kind=byte_fallback: special "
-            "tokens, 256 bytes and escapes; edit params.yaml"
+            f"tokenizer.vocab_size={vocab_size} must be at least {len(FIXED)} with tokenizer.kind=byte_fallback: "
+            "special tokens, 256 bytes, escapes and the space; edit params.yaml"
         )
     if iter(texts) is texts:  # an iterator: it could not be read a second time
         texts = list(texts)
     characters = alphabet(texts, at_most=vocab_size - len(FIXED))
     tokenizer = _around(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(FIXED),
-        initial_alphabet=characters,
-        limit_alphabet=len(characters),
+        vocab_size=vocab_size - len(FIXED) + 1,  # the space is learnt with, and is in FIXED too
+        initial_alphabet=[SPACE, *characters],
+        limit_alphabet=1 + len(characters),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_covered(texts, characters), trainer)
@@ -95,8 +97,7 @@ def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 def _covered(texts: Iterable[str], characters: Iterable[str]) -> Iterable[str]:
     """The texts cut at every character that is no token: the trainer would take what is around it for neighbours."""
-    inside = "".join(re.escape(" " if character == SPACE else character) for character in characters)
-    pattern = re.compile(f"[{inside}]+") if inside else re.compile("(?!)")
+    pattern = re.compile(f"[{re.escape(''.join([' ', *characters]))}]+")
     for text in texts:
         yield from pattern.findall(text)
 
@@ -104,7 +105,7 @@ def _covered(texts: Iterable[str], characters: Iterable[str]) -> Iterable[str]:
 def _complete(trained: Tokenizer) -> Tokenizer:
     """The same merges behind the tokens that every tokenizer of this kind has."""
     model = json.loads(trained.to_str())["model"]
-    learnt = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    learnt = sorted(model["vocab"].keys() - {SPACE}, key=model["vocab"].__getitem__)
     vocabulary = {token: i for i, token in enumerate((*FIXED, *learnt))}
     escapes = [(written[0], written[1]) for _, written in ESCAPES]
     merges = [*escapes, *((left, right) for left, right in model["merges"])]
