@@ -77,6 +77,7 @@ class Data(Section):
 
 
 class Tokenizer(Section):
+    kind: Literal["byte_level", "byte_fallback", "own"]
     vocab_size: Annotated[int, Field(le=65536)]
 
 
