@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.redact import holds_secret
 
 if TYPE_CHECKING:
-    from tasks.parameters import Parameters
+    from tasks.parameters import Model, Parameters
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -21,15 +21,43 @@ N_SPECIAL_TOKENS = 6
 MIN_VOCAB_SIZE = 256 + N_SPECIAL_TOKENS
 
 
-def broken_rules(p: Parameters) -> list[str]:
-    """The rules between keys that a single field cannot state."""
-    m, wrong = p.model, []
+_GROUPED = ("kv_heads", "d_feed_forward", "rope_theta", "rope_scaling")
+_OPEN: dict[str, tuple[str, ...]] = {
+    "x_llama": _GROUPED,
+    "pygpt": ("d_feed_forward",),
+    "gpt": (),
+    "gpt2": ("d_feed_forward",),
+    "gpt3_sparse": ("d_feed_forward", "window"),
+    "mistral": (*_GROUPED, "window"),
+    "phi": _GROUPED,
+}
+"""The keys of `model` that may be null, by the presets that take a value for them."""
+
+
+def _broken_shape(m: Model) -> list[str]:
+    wrong = []
+    part = 2 if m.preset == "phi" else 1  # one of so many dimensions of a head turns
     if m.d_model % m.heads:
         wrong.append(f"model.d_model={m.d_model} must be divisible by model.heads={m.heads}")
-    elif (m.d_model // m.heads) % 2:
-        wrong.append(f"model.d_model/model.heads={m.d_model // m.heads} must be even: rotary positions turn pairs")
-    if m.heads % m.kv_heads:
+    elif "rope_theta" in _OPEN[m.preset] and (m.d_model // m.heads < part or m.d_model // m.heads // part % 2):
+        turning = "model.d_model/model.heads" + (f"/{part}" if part > 1 else "")
+        wrong.append(f"{turning}={m.d_model // m.heads // part} must be even: rotary positions turn pairs")
+    elif m.preset == "pygpt" and m.d_model % 2:
+        wrong.append(f"model.d_model={m.d_model} must be even: a sine goes with a cosine")
+    if m.kv_heads is not None and m.heads % m.kv_heads:
         wrong.append(f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}")
+    for key in sorted({key for keys in _OPEN.values() for key in keys} - set(_OPEN[m.preset])):
+        value = getattr(m, key)
+        if value is not None:
+            takers = ", ".join(preset for preset, keys in _OPEN.items() if key in keys)
+            value = value.model_dump() if isinstance(value, BaseModel) else value
+            wrong.append(f"model.{key}={value} is not for model.preset={m.preset}, only for {takers}; set it to null")
+    return wrong
+
+
+def broken_rules(p: Parameters) -> list[str]:
+    """The rules between keys that a single field cannot state."""
+    m, wrong = p.model, _broken_shape(p.model)
     if p.tokenizer.vocab_size < MIN_VOCAB_SIZE:
         wrong.append(
             f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {MIN_VOCAB_SIZE}: "
