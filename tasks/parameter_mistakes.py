@@ -29,6 +29,8 @@ _OPEN: dict[str, tuple[str, ...]] = {
     "gpt2": ("d_feed_forward",),
     "gpt3_sparse": ("d_feed_forward", "window"),
     "mistral": (*_GROUPED, "window"),
+    "mixtral": (*_GROUPED, "window", "experts"),
+    "switch": (*_GROUPED, "experts"),
     "phi": _GROUPED,
 }
 """The keys of `model` that may be null, by the presets that take a value for them."""
@@ -98,6 +100,8 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     if p.runtime.min_workers > p.workers:
         wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
+    if p.partition == "pipeline" and "experts" in _OPEN[m.preset]:
+        wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
     if p.partition == "pipeline" and p.workers > m.n_layers:
         wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
     return wrong

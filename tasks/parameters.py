@@ -88,7 +88,7 @@ class RopeScaling(Section):
 class Model(Section):
     """What is null is the preset's own; which keys a preset leaves open is a rule between keys."""
 
-    preset: Literal["x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "phi"]
+    preset: Literal["x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi"]
     d_model: Count
     n_layers: Count
     heads: Count
@@ -98,6 +98,7 @@ class Model(Section):
     window: Count | None
     rope_theta: Positive | None
     rope_scaling: RopeScaling | None
+    experts: Annotated[int, Field(ge=2)] | None
 
 
 class Training(Section):

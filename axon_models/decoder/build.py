@@ -9,10 +9,13 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axon_models.decoder.config import DecoderConfig
+from axon_models.decoder.config import DecoderConfig, Experts
 from axon_models.layers.attention import Attention, Turn
-from axon_models.layers.block import Block, ParallelBlock, PostNormBlock
+from axon_models.layers.block import Block, ParallelBlock, PostNormBlock, RoutedBlock
 from axon_models.layers.feed_forward import FeedForward, SwiGLU
+from axon_models.layers.moe.routing import RoutedExperts
+from axon_models.layers.moe.sparse import SparseExperts
+from axon_models.layers.moe.switch import SwitchExperts
 from axon_models.layers.norm import RMSNorm
 from axon_models.layers.position import LearnedPositions, NoRotation, NotAdded, SinusoidalPositions
 from axon_models.layers.rotary import DynamicRotary, Rotary, rotate, rotate_part, unturned
@@ -38,12 +41,13 @@ def block(config: DecoderConfig) -> Block:
         return ParallelBlock(
             attention_norm=norm(config), attention=_attention(config), feed_forward=_feed_forward(config)
         )
-    kind = PostNormBlock if config.block == "post_norm" else Block
+    kinds = {"pre_norm": Block, "post_norm": PostNormBlock}
+    kind = kinds[config.block] if config.experts is None else RoutedBlock
     return kind(
         attention_norm=norm(config),
         attention=_attention(config),
         feed_forward_norm=norm(config),
-        feed_forward=_feed_forward(config),
+        feed_forward=_feed_forward(config) if config.experts is None else _experts(config, config.experts),
     )
 
 
@@ -95,6 +99,13 @@ def _feed_forward(config: DecoderConfig) -> nn.Module:
         return SwiGLU(gate_up=to_slices(width, 2 * inner), down=from_slices(inner, width))
     activation = _ACTIVATIONS[config.feed_forward]
     return FeedForward(up=to_slices(width, inner), activation=activation, down=from_slices(inner, width))
+
+
+def _experts(config: DecoderConfig, experts: Experts) -> RoutedExperts:
+    sizes = config.d_model, config.d_feed_forward, experts.n
+    if experts.routing == "switch":
+        return SwitchExperts(*sizes, experts.capacity_factor, balance_coef=experts.router_coef)
+    return SparseExperts(*sizes, experts.per_token, balance_coef=experts.router_coef)
 
 
 def _linears(config: DecoderConfig) -> tuple[Linear, Linear]:

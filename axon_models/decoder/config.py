@@ -156,9 +156,21 @@ class DecoderConfig:
             if getattr(self, name) % self.pretraining_tp:
                 tp = f"pretraining_tp={self.pretraining_tp}"
                 wrong.append(f"{tp} must divide {name}={getattr(self, name)}; {_where('pretraining_tp')}")
+        if self.experts is not None:
+            wrong += self._expert_contradictions(self.experts)
         if self.output_bias and self.tied_embeddings:
             wrong.append("output_bias: only an output of its own has a bias; set tied_embeddings to false")
         return wrong
+
+    def _expert_contradictions(self, experts: Experts) -> list[str]:
+        """What routed layers are not built for."""
+        kind = {"top_k": "swiglu", "switch": "relu"}[experts.routing]
+        needed = {"block": "pre_norm", "feed_forward": kind, "biases": False, "pretraining_tp": 1}
+        return [
+            f"{name}={getattr(self, name)!r} must be {value!r} where experts are routed by {experts.routing}"
+            for name, value in needed.items()
+            if getattr(self, name) != value
+        ]
 
     @property
     def head_dim(self) -> int:

@@ -13,7 +13,7 @@ from axon_models.decoder.config import DecoderConfig
 from axon_models.decoder.families.expected import expected_tensors
 from axon_models.decoder.families.family import Family
 from axon_models.decoder.families.gpt import GPT2, OPENAI_GPT
-from axon_models.decoder.families.llama import LLAMA, MISTRAL
+from axon_models.decoder.families.llama import LLAMA, MISTRAL, MIXTRAL
 from axon_models.decoder.families.own import own_family
 from axon_models.decoder.families.phi import PHI
 from axon_models.errors import CheckpointError, raise_all
@@ -23,8 +23,9 @@ _FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
     "openai-gpt": OPENAI_GPT,
     "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
     "phi": PHI,
-    **{name: own_family(name) for name in ("pygpt", "gpt3_sparse")},
+    **{name: own_family(name) for name in ("pygpt", "gpt3_sparse", "switch")},
 }
 _BY_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
 

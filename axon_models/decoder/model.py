@@ -18,6 +18,7 @@ from axon_models.decoder.config import DecoderConfig
 from axon_models.layers.attend import Attend, as_bias, banded, both_seen, causal, in_band, masked
 from axon_models.layers.block import Block as Block  # what a model is made of, for those who deal with parts of it
 from axon_models.layers.cache import KVCache
+from axon_models.layers.moe.routing import RoutedExperts
 from axon_models.layers.rolling_cache import RollingCache
 
 Cache = KVCache | RollingCache
@@ -149,7 +150,13 @@ class Decoder(nn.Module):
         return self.before_output(self.norm(x)), self._penalty(router_logits, counted)
 
     def _penalty(self, router_logits: list[Tensor], counted: Tensor | None) -> Tensor | None:
-        return None
+        if not router_logits:
+            return None
+        experts: RoutedExperts = self.blocks[0].feed_forward  # type: ignore[assignment]
+        rows = [slice(row, row + 1) for row in range(len(router_logits[0]))]
+        masks = [None if counted is None else counted[row] for row in rows]
+        each = [experts.penalty([z[row] for z in router_logits], mask) for row, mask in zip(rows, masks, strict=True)]
+        return torch.stack(each)  # (B,)
 
     def states(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from axon_models.decoder.config import DecoderConfig
+from axon_models.decoder.config import DecoderConfig, Experts
 from axon_models.errors import ConfigError
 
 _SIZES: dict[str, Any] = {"vocab_size": 4096, "d_model": 192, "n_layers": 5, "heads": 6, "max_positions": 512}
@@ -72,6 +72,25 @@ def phi(**sizes: Any) -> DecoderConfig:
     return replace(replace(own, tied_embeddings=False, output_bias=True), **_gpt_widths(sizes))
 
 
+def mixtral(**sizes: Any) -> DecoderConfig:
+    """Mistral with experts (Jiang et al. 2024): 8 of half x_llama's width, of which a token uses 2; no window."""
+    widths = _llama_widths(sizes)
+    if "d_feed_forward" not in sizes and _is_count(sizes.get("d_model")):
+        widths["d_feed_forward"] = max(16, round(sizes["d_model"] * 15 / 16 / 16) * 16)
+    base = replace(_LLAMA, family="mixtral", d_feed_forward=176, experts=Experts(n=8, per_token=2, router_coef=0.02))
+    return _small_init(base, _with_experts(base, widths))
+
+
+def switch(**sizes: Any) -> DecoderConfig:
+    """x_llama with Switch layers (Fedus et al. 2021): 8 ReLU experts of twice d_model, of which a token uses one."""
+    widths = _llama_widths(sizes)
+    if "d_feed_forward" not in sizes and _is_count(sizes.get("d_model")):
+        widths["d_feed_forward"] = 2 * sizes["d_model"]
+    own = replace(_LLAMA, family="switch", d_feed_forward=384, feed_forward="relu")
+    base = replace(own, experts=Experts(n=8, per_token=1, routing="switch"))
+    return _small_init(base, _with_experts(base, widths))
+
+
 PRESETS: dict[str, Callable[..., DecoderConfig]] = {
     "x_llama": x_llama,
     "pygpt": pygpt,
@@ -79,6 +98,8 @@ PRESETS: dict[str, Callable[..., DecoderConfig]] = {
     "gpt2": gpt2,
     "gpt3_sparse": gpt3_sparse,
     "mistral": mistral,
+    "mixtral": mixtral,
+    "switch": switch,
     "phi": phi,
 }
 
@@ -114,6 +135,14 @@ def _gpt_widths(sizes: Mapping[str, Any]) -> dict[str, Any]:
         given.setdefault("kv_heads", given["heads"])
     if _is_count(given.get("d_model")):
         given.setdefault("d_feed_forward", 4 * given["d_model"])
+    return given
+
+
+def _with_experts(base: DecoderConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """`experts` may be their number alone."""
+    given, experts = dict(sizes), sizes.get("experts")
+    if isinstance(experts, int) and base.experts is not None:
+        given["experts"] = replace(base.experts, n=experts)
     return given
 
 

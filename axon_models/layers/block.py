@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from axon_models.layers.attend import Attend
+from axon_models.layers.moe.routing import RoutedExperts
 from axon_models.layers.rotary import Rotation
 
 Blocked = tuple[Tensor, Tensor | None]
@@ -26,6 +27,18 @@ class Block(nn.Module):
         """(B, T, D) to (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), rotation, attend)
         return x + self.feed_forward(self.feed_forward_norm(x)), None
+
+
+class RoutedBlock(Block):
+    """Pre-norm, with experts for a feed-forward."""
+
+    feed_forward: RoutedExperts
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Blocked:
+        """(B, T, D) to (B, T, D) and (B, T, N)."""
+        x = x + self.attention(self.attention_norm(x), rotation, attend)
+        y, router_logits = self.feed_forward.forward_with_logits(self.feed_forward_norm(x))
+        return x + y, router_logits
 
 
 class PostNormBlock(Block):

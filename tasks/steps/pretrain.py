@@ -95,6 +95,7 @@ def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
         "max_positions": shape.max_positions,
         "window": shape.window,
         "rope_theta": shape.rope_theta,
+        "experts": shape.experts,
         "rope_scaling": None if scaling is None else RopeScaling(kind=scaling.kind, factor=scaling.factor),
     }
     given = {name: value for name, value in sizes.items() if value is not None}

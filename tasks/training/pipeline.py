@@ -87,7 +87,8 @@ class Pipelined(Partitioned):
         for i, block in enumerate(self._model.blocks):
             if i not in self._own:
                 block.to("meta")
-        self._model.__dict__["hidden"] = self._hidden  # in place of the method, for whoever evaluates
+        # In place of the methods, for whoever evaluates.
+        self._model.__dict__.update(hidden=self._hidden, hidden_and_penalty=self._hidden_and_penalty)
         self._schedules: dict[tuple[int, int, int], Any] = {}
         self._micro: list[dict[str, Tensor]] = []
         self._n_targets = 1
@@ -152,6 +153,11 @@ class Pipelined(Partitioned):
         dist.broadcast(hidden, last)
         return hidden
 
+    def _hidden_and_penalty(
+        self, tokens: Tensor, *, counted: Tensor | None = None, **arguments: Tensor | None
+    ) -> tuple[Tensor, None]:
+        return self._hidden(tokens, **arguments), None
+
     def _hidden_states(self, tokens: Tensor) -> Tensor:
         """Room for what `hidden` gives of `tokens` (B, T)."""
         return torch.empty(*tokens.shape, self._model.hidden_width, device=tokens.device)
@@ -177,7 +183,7 @@ class Pipelined(Partitioned):
                 block.to_empty(device=self._device)
             for p in block.parameters():
                 dist.broadcast(p.data, owner)
-        del self._model.__dict__["hidden"]
+        del self._model.__dict__["hidden"], self._model.__dict__["hidden_and_penalty"]
 
 
 def _n_micro(n_rows: int, at_least: int) -> int:

@@ -1,15 +1,16 @@
-"""Checkpoints of Llama and of its kind: Mistral."""
+"""Checkpoints of Llama and of its kind: Mistral and Mixtral."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from axon_models.decoder.config import DecoderConfig
+from axon_models.decoder.config import DecoderConfig, Experts
 from axon_models.decoder.families.family import (
     Family,
     Piece,
     checked,
+    per_expert,
     rope_json,
     rope_of,
     scaling_of,
@@ -88,6 +89,29 @@ def _from_mistral(tree: Mapping[str, Any]) -> DecoderConfig:
     return _common(tree, "mistral", {}, window=tree.get("sliding_window"))
 
 
+def _mixtral_json(config: DecoderConfig) -> dict[str, Any]:
+    experts = config.experts or Experts(n=1, per_token=1)
+    return {
+        **_common_json(config),
+        "sliding_window": config.window,
+        "num_local_experts": experts.n,
+        "num_experts_per_tok": experts.per_token,
+        "router_aux_loss_coef": experts.router_coef,
+        "router_jitter_noise": 0.0,
+        "output_router_logits": False,
+    }
+
+
+def _from_mixtral(tree: Mapping[str, Any]) -> DecoderConfig:
+    experts = Experts(
+        n=tree.get("num_local_experts", 8),
+        per_token=tree.get("num_experts_per_tok", 2),
+        router_coef=tree.get("router_aux_loss_coef", 0.001),
+    )
+    needed = {"router_jitter_noise": 0.0}
+    return _common(tree, "mixtral", needed, window=tree.get("sliding_window"), experts=experts)
+
+
 def around_blocks(config: DecoderConfig, final_norm: str = "model.norm") -> dict[str, Piece]:
     """Embedding, final norm and output."""
     pieces = {"embedding.weight": whole("model.embed_tokens.weight"), "norm.weight": whole(f"{final_norm}.weight")}
@@ -116,6 +140,22 @@ def _pieces(config: DecoderConfig) -> dict[str, Piece]:
     return pieces
 
 
+def _mixtral_pieces(config: DecoderConfig) -> dict[str, Piece]:
+    pieces = around_blocks(config)
+    n_experts = config.experts.n if config.experts is not None else 0
+    for layer in range(config.n_layers):
+        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
+        pieces |= _attention(config, ours, theirs)
+        inside = f"{theirs}block_sparse_moe."
+        each = [f"{inside}experts.{expert}." for expert in range(n_experts)]
+        down = [(f"{one}w2.weight",) for one in each]
+        gate_up = [(f"{one}w1.weight", f"{one}w3.weight") for one in each]
+        pieces[f"{ours}feed_forward.router.weight"] = whole(f"{inside}gate.weight")
+        pieces[f"{ours}feed_forward.experts.gate_up"] = per_expert(gate_up, (config.d_feed_forward,) * 2)
+        pieces[f"{ours}feed_forward.experts.down"] = per_expert(down, (config.d_model,))
+    return pieces
+
+
 LLAMA = Family(
     model_type="llama",
     causal="LlamaForCausalLM",
@@ -132,5 +172,14 @@ MISTRAL = Family(
     to_json=_mistral_json,
     from_json=_from_mistral,
     pieces=_pieces,
+    ignored=("rotary_emb.inv_freq",),
+)
+MIXTRAL = Family(
+    model_type="mixtral",
+    causal="MixtralForCausalLM",
+    classifier="MixtralForSequenceClassification",
+    to_json=_mixtral_json,
+    from_json=_from_mixtral,
+    pieces=_mixtral_pieces,
     ignored=("rotary_emb.inv_freq",),
 )

@@ -1,0 +1,106 @@
+"""The files of a model directory, whatever the family: JSON and safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from axon_models.errors import CheckpointError, raise_all
+
+WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def write_json(file: Path, tree: Mapping[str, Any]) -> None:
+    """Write `tree` with sorted keys, so that the bytes depend on the content alone."""
+    content = (json.dumps(tree, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    _replace(file, lambda scratch: scratch.write_bytes(content))
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` as float32 safetensors."""
+    exact = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    # One key alone: with several, the bytes differ from process to process.
+    _replace(file, lambda scratch: save_file(exact, scratch, metadata={"format": "pt"}))
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy what is there of a tokenizer's files."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            _replace(directory / name, partial(shutil.copyfile, source / name))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`; anything else raises `CheckpointError`."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON ({error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{file}: must hold an object, but holds {type(tree).__name__}")
+    return tree
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors`, whole or in shards; missing, damaged or pickled ones raise."""
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(directory):
+        try:
+            tensors.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); write it again") from error
+    return tensors
+
+
+def differences(expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Every tensor that is missing, unknown, of another shape, not of floating-point numbers or not finite."""
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
+    wrong += [f"{name} is not a tensor of this model" for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(expected.keys() & tensors.keys()):
+        tensor, shape = tensors[name], tuple(expected[name])
+        if tuple(tensor.shape) != shape:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, but the config asks for {shape}")
+        elif not tensor.is_floating_point():
+            wrong.append(f"{name} has type {tensor.dtype}, but must hold floating-point numbers")
+        elif n_bad := int((~tensor.isfinite()).sum()):
+            wrong.append(f"{name} has {n_bad} of {tensor.numel()} numbers that are NaN or infinite")
+    return wrong
+
+
+def _weight_files(directory: Path) -> Iterable[Path]:
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / _INDEX).is_file():
+        names = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
+        outside = [f"{_INDEX} names {name!r}, which is not a file name" for name in names if Path(name).name != name]
+        raise_all(CheckpointError, str(directory), outside)
+        return [directory / name for name in names]
+    pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
+    found = (
+        f"; {', '.join(pickles)} may run code when read and is refused: convert it to safetensors" if pickles else ""
+    )
+    raise CheckpointError(f"{directory}: {WEIGHTS} is missing{found}")
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        write(scratch)
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
