@@ -144,9 +144,7 @@ def test_mistakes_in_shards_name_the_shard(directory: Path) -> None:
         load(directory)
     second = directory / "model-00002-of-00002.safetensors"
     save_file({"model.embed_tokens.weight": torch.ones(67, 24), **load_file(second)}, second)
-    with pytest.raises(
-        CheckpointError, match=r"embed_tokens\.weight stands in model-00001-of-00002\.safetensors"
-    ):
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight stands in model-00001-of-00002\.safetensors"):
         load(directory)
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from axon_models.decoder.hugging_face import shapes, to_json
 from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import PRESETS, config_of
+from axon_models.decoder.presets import config_of
 from axon_models.decoder.sizes import SIZES
 
 # The numbers of parameters of the released checkpoints (a tied matrix once); papers round them.
