@@ -22,6 +22,7 @@ from axon_models.errors import CheckpointError, raise_all
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 5  # <|endoftext|>, <|pad|>, <|end|>
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _WEIGHTS, _INDEX, _HEAD = "model.safetensors", "model.safetensors.index.json", "score.weight"
+_OUTPUT = "lm_head.weight"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -32,10 +33,11 @@ def save(
     tokenizer_dir: str | Path | None = None,
     scalar_head: nn.Linear | Tensor | None = None,
 ) -> None:
-    """Write `model` as a LlamaForCausalLM directory in float32; each file appears whole or not at all.
+    """Write `model` as a checkpoint of its family (`LlamaForCausalLM`, …) in float32; each file whole or not at all.
 
-    With `scalar_head` (a linear layer of weight (1, D), or that weight) it is also a LlamaForSequenceClassification
-    of one label. The tokenizer's files are copied from `tokenizer_dir`. The bytes depend on the weights alone.
+    With `scalar_head` (a linear layer of weight (1, D), or that weight) it is also a model for sequence classification
+    with one label. The tokenizer's files are copied from `tokenizer_dir`. The bytes depend on the weights alone.
+    Raises `CheckpointError` for a decoder that its family's config cannot express.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,10 +63,11 @@ def save(
 
 
 def load(directory: str | Path, *, device: str | torch.device = "cpu") -> Decoder:
-    """The decoder of a Llama directory, in float32 and in evaluation mode; a scalar head beside it is left unread.
+    """The decoder of a model directory, in float32 and in evaluation mode; a scalar head beside it is left unread.
 
-    Reads `model.safetensors`, whole or in shards. Raises `CheckpointError`, which lists everything that is wrong:
-    no config or weights, pickled weights, tensors missing, unknown or of another shape, sizes that do not fit.
+    Reads every family of `decoder/families`: `model.safetensors`, whole or in shards, of any floating-point type.
+    Raises `CheckpointError`, which lists everything that is wrong with the file where it is: no config or weights,
+    pickled weights, tensors missing, unknown, of another shape or with NaN or infinity, sizes that do not fit.
     """
     config, tensors = _read(Path(directory), needs_head=False)
     return _decoder(config, tensors).to(device)
@@ -91,31 +94,63 @@ def _read(directory: Path, *, needs_head: bool) -> tuple[DecoderConfig, dict[str
         config = hugging_face.from_json(_read_json(directory / "config.json"))
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(directory):
-        try:
-            tensors.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); write it again") from error
-    if config.tied_embeddings:
-        tensors.pop("lm_head.weight", None)  # some writers store the tied matrix twice
+    tensors, homes = _read_tensors(directory, config)
     expected = hugging_face.shapes(config)
     if needs_head:
         expected[_HEAD] = (1, config.d_model)
     else:
         tensors.pop(_HEAD, None)
-    raise_all(CheckpointError, str(directory), _differences(expected, tensors))
+    raise_all(CheckpointError, str(directory), _differences(expected, tensors, homes))
     return config, tensors
 
 
-def _differences(expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> list[str]:
-    wrong = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
-    wrong += [f"{name} is not a tensor of this model" for name in sorted(tensors.keys() - expected.keys())]
+def _read_tensors(directory: Path, config: DecoderConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a directory by their names in its family, and the file of each."""
+    family = hugging_face.family_of(config)
+    tensors: dict[str, Tensor] = {}
+    homes: dict[str, str] = {}
+    for file in _weight_files(directory):
+        try:
+            found = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); write it again") from error
+        twice = [f"{name} stands in {homes[name]} and in {file.name}" for name in sorted(found) if name in homes]
+        raise_all(CheckpointError, str(directory), twice)
+        tensors.update(found)
+        homes.update(dict.fromkeys(found, file.name))
+    pairs = family.named(tensors)
+    by_tensor = {id(tensor): homes[name] for name, tensor in tensors.items()}
+    return _untied(directory, config, pairs), {name: by_tensor[id(tensor)] for name, tensor in pairs.items()}
+
+
+def _untied(directory: Path, config: DecoderConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` without the output matrix of a tied model, which some writers store a second time."""
+    if not config.tied_embeddings or _OUTPUT not in tensors:
+        return tensors
+    pieces = hugging_face.family_of(config).pieces(config)
+    (embedding,) = pieces["embedding.weight"].names
+    if embedding in tensors and not torch.equal(tensors[embedding], tensors[_OUTPUT]):
+        raise CheckpointError(
+            f"{directory}: {_OUTPUT} differs from {embedding}, but config.json ties them; set tie_word_embeddings "
+            "to false there if it is a matrix of its own"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != _OUTPUT}
+
+
+def _differences(expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], homes: dict[str, str]) -> list[str]:
+    files = ", ".join(sorted(set(homes.values())))
+    wrong = [f"{name} is missing ({files})" for name in sorted(expected.keys() - tensors.keys())]
+    unknown = sorted(tensors.keys() - expected.keys())
+    wrong += [f"{name} is not a tensor of this model ({homes[name]})" for name in unknown]
     for name in sorted(expected.keys() & tensors.keys()):
-        if tuple(tensors[name].shape) != expected[name]:
-            wrong.append(f"{name} has shape {tuple(tensors[name].shape)}, but the config asks for {expected[name]}")
-        elif not tensors[name].is_floating_point():
-            wrong.append(f"{name} has type {tensors[name].dtype}, but must hold floating-point numbers")
+        tensor, home = tensors[name], homes[name]
+        if tuple(tensor.shape) != expected[name]:
+            asked = f"but the config asks for {expected[name]}"
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, {asked} ({home})")
+        elif not tensor.is_floating_point():
+            wrong.append(f"{name} has type {tensor.dtype}, but must hold floating-point numbers ({home})")
+        elif n := int((~tensor.isfinite()).sum()):
+            wrong.append(f"{name} has {n} of {tensor.numel()} numbers that are NaN or infinite ({home})")
     return wrong
 
 

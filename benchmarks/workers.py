@@ -31,8 +31,8 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
     import torch.distributed as dist
 
     from axon_models.decoder.model import Decoder
-    from axon_models.decoder.presets import PRESETS
     from tasks.parameters import load
+    from tasks.steps.pretrain import config_of_shape
     from tasks.training import loop
     from tasks.training.batches import Batch
     from tasks.training.device import set_threads
@@ -44,8 +44,7 @@ def work(rank: int, size: int, threads: int, n_steps: int, folder: str) -> None:
     set_threads(threads)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    shape = params.model.model_dump(exclude={"preset"})
-    model = Decoder(PRESETS[params.model.preset](vocab_size=params.tokenizer.vocab_size, **shape))
+    model = Decoder(config_of_shape(params.model, params.tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(0))
     world = World(rank, size)
     objective = loop.spread(Objective(model, stream_loss), world, "none", params.precision)

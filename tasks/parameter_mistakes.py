@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.redact import holds_secret
 
 if TYPE_CHECKING:
-    from tasks.parameters import Parameters
+    from tasks.parameters import Model, Parameters
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -30,15 +30,45 @@ MIN_VOCAB_SIZES = {
 MIN_VOCAB_SIZES["own"] = MIN_VOCAB_SIZES["byte_level"]
 
 
-def broken_rules(p: Parameters) -> list[str]:
-    """The rules between keys that a single field cannot state."""
-    m, wrong = p.model, []
+_GROUPED = ("kv_heads", "d_feed_forward", "rope_theta", "rope_scaling")
+_OPEN: dict[str, tuple[str, ...]] = {
+    "x_llama": _GROUPED,
+    "pygpt": ("d_feed_forward",),
+    "gpt": (),
+    "gpt2": ("d_feed_forward",),
+    "gpt3_sparse": ("d_feed_forward", "window"),
+    "mistral": (*_GROUPED, "window"),
+    "mixtral": (*_GROUPED, "window", "experts"),
+    "switch": (*_GROUPED, "experts"),
+    "phi": _GROUPED,
+}
+"""The keys of `model` that may be null, by the presets that take a value for them."""
+
+
+def _broken_shape(m: Model) -> list[str]:
+    wrong = []
+    part = 2 if m.preset == "phi" else 1  # one of so many dimensions of a head turns
     if m.d_model % m.heads:
         wrong.append(f"model.d_model={m.d_model} must be divisible by model.heads={m.heads}")
-    elif (m.d_model // m.heads) % 2:
-        wrong.append(f"model.d_model/model.heads={m.d_model // m.heads} must be even: rotary positions turn pairs")
-    if m.heads % m.kv_heads:
+    elif "rope_theta" in _OPEN[m.preset] and (m.d_model // m.heads < part or m.d_model // m.heads // part % 2):
+        turning = "model.d_model/model.heads" + (f"/{part}" if part > 1 else "")
+        wrong.append(f"{turning}={m.d_model // m.heads // part} must be even: rotary positions turn pairs")
+    elif m.preset == "pygpt" and m.d_model % 2:
+        wrong.append(f"model.d_model={m.d_model} must be even: a sine goes with a cosine")
+    if m.kv_heads is not None and m.heads % m.kv_heads:
         wrong.append(f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}")
+    for key in sorted({key for keys in _OPEN.values() for key in keys} - set(_OPEN[m.preset])):
+        value = getattr(m, key)
+        if value is not None:
+            takers = ", ".join(preset for preset, keys in _OPEN.items() if key in keys)
+            value = value.model_dump() if isinstance(value, BaseModel) else value
+            wrong.append(f"model.{key}={value} is not for model.preset={m.preset}, only for {takers}; set it to null")
+    return wrong
+
+
+def broken_rules(p: Parameters) -> list[str]:
+    """The rules between keys that a single field cannot state."""
+    m, wrong = p.model, _broken_shape(p.model)
     smallest, which = MIN_VOCAB_SIZES[p.tokenizer.kind]
     if p.tokenizer.vocab_size < smallest:
         wrong.append(f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {smallest}: {which}")
@@ -77,6 +107,8 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     if p.runtime.min_workers > p.workers:
         wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
+    if p.partition == "pipeline" and "experts" in _OPEN[m.preset]:
+        wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
     if p.partition == "pipeline" and p.workers > m.n_layers:
         wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
     return wrong

@@ -81,15 +81,25 @@ class Tokenizer(Section):
     vocab_size: Annotated[int, Field(le=65536)]
 
 
+class RopeScaling(Section):
+    kind: Literal["linear", "dynamic"]
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+
+
 class Model(Section):
-    preset: Literal["x_llama"]
+    """What is null is the preset's own; which keys a preset leaves open is a rule between keys."""
+
+    preset: Literal["x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi"]
     d_model: Count
     n_layers: Count
     heads: Count
-    kv_heads: Count
-    d_feed_forward: Count
+    kv_heads: Count | None
+    d_feed_forward: Count | None
     max_positions: Annotated[int, Field(ge=16)]
-    rope_theta: Positive
+    window: Count | None
+    rope_theta: Positive | None
+    rope_scaling: RopeScaling | None
+    experts: Annotated[int, Field(ge=2)] | None
 
 
 class Training(Section):
@@ -105,6 +115,10 @@ class Training(Section):
     clip_norm: Positive
     evaluate_every: Count
     n_validation_batches: Count
+
+
+class Sft(Training):
+    lm_coef: NonNegative
 
 
 class Continued(Section):
@@ -225,7 +239,7 @@ class Parameters(Section):
     tokenizer: Tokenizer
     model: Model
     pretrain: Training
-    sft: Training
+    sft: Sft
     sft_continued: Continued
     preferences: Preferences
     reward_model: RewardModel

@@ -1,6 +1,6 @@
 """The decoder: token ids in, scores of the next token out.
 
-The blocks are built once from the config; `forward` only runs them. A new variant is another module in a block.
+The blocks are built once from the config (`build.py`); `forward` only runs them. A new variant is another module.
 """
 # B batch, T time, S time of keys, D model, H heads, G kv groups, V vocabulary
 
@@ -9,42 +9,19 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from axon_models.decoder import build
 from axon_models.decoder.config import DecoderConfig
-from axon_models.layers.attend import Attend, as_bias, causal, masked
-from axon_models.layers.attention import Attention
+from axon_models.layers.attend import Attend, as_bias, banded, both_seen, causal, in_band, masked
+from axon_models.layers.block import Block as Block  # what a model is made of, for those who deal with parts of it
 from axon_models.layers.cache import KVCache
-from axon_models.layers.feed_forward import SwiGLU
-from axon_models.layers.norm import RMSNorm
-from axon_models.layers.rotary import Rotary, Rotation
+from axon_models.layers.moe.routing import RoutedExperts
+from axon_models.layers.rolling_cache import RollingCache
 
-
-class Block(nn.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(
-        self, *, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module, feed_forward: nn.Module
-    ) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = attention_norm, attention
-        self.feed_forward_norm, self.feed_forward = feed_forward_norm, feed_forward
-
-    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), rotation, attend)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-def _block(config: DecoderConfig) -> Block:
-    attention = Attention(config.d_model, heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim)
-    return Block(
-        attention_norm=RMSNorm(config.d_model, config.norm_eps),
-        attention=attention,
-        feed_forward_norm=RMSNorm(config.d_model, config.norm_eps),
-        feed_forward=SwiGLU(config.d_model, config.d_feed_forward),
-    )
+Cache = KVCache | RollingCache
 
 
 class Decoder(nn.Module):
@@ -54,32 +31,88 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.rotary = Rotary(config.head_dim, config.max_positions, config.rope_theta)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.positions = build.added_positions(config)
+        self.rotary = build.rotary(config)
+        self.blocks = nn.ModuleList(build.block(config) for _ in range(config.n_layers))
+        self.norm = build.final_norm(config)
         # A tied model has no second matrix, so that no parameter has two names.
-        self._output_name = "embedding.weight" if config.tied_embeddings else "output.weight"
+        self._output_names = ["embedding.weight"]
         if not config.tied_embeddings:
-            self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.output = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
+            self._output_names = [f"output.{name}" for name, _ in self.output.named_parameters()]
+        self._before_output = _WithOne() if config.output_bias else nn.Identity()
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, D): scores are hidden · output_weightᵀ; the embedding's matrix if tied."""
-        return self.get_parameter(self._output_name)
+        """What scores are made with: hidden · output_weightᵀ. (V, D), the embedding's matrix if tied.
+
+        An output's bias is one more column, (V, D+1), for the one that `hidden` then ends with.
+        """
+        weight, *biases = (self.get_parameter(name) for name in self._output_names)
+        return torch.cat([weight, *(bias.unsqueeze(1) for bias in biases)], dim=1) if biases else weight
+
+    @property
+    def hidden_width(self) -> int:
+        """The last dimension of `hidden`: D, or D+1 where the output has a bias."""
+        return self.config.d_model + self.config.output_bias
 
     def init_weights(self, generator: Generator) -> None:
         """Normal weights of deviation `init_std`, those that write to the residual stream smaller by √(2·n_layers).
 
-        The scaling is GPT-2's (Radford et al. 2019, section 2.3). The result depends on `generator` alone.
+        The scaling is GPT-2's (Radford et al. 2019, section 2.3); where each block ends with a norm there is none
+        (Radford et al. 2018, section 4.1). Gains are 1 and biases 0. The result depends on `generator` alone.
         """
         std = self.config.init_std
-        residual_std = std / math.sqrt(2 * self.config.n_layers)
+        residual_std = std if self.config.block == "post_norm" else std / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             else:
-                writes_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+                writes_residual = name.endswith(_WRITING)
                 nn.init.normal_(parameter, std=residual_std if writes_residual else std, generator=generator)
+
+    def new_cache(
+        self,
+        batch: int,
+        length: int,
+        *,
+        rolling: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Cache:
+        """An empty cache for `batch` rows of up to `length` positions, by default of the weights' type and device.
+
+        rolling: keep no more than the model's window, whatever the length; raises `ValueError` for a model with a
+        layer that sees everything. What `hidden` is then to be given is told in `RollingCache`.
+        """
+        config, weight = self.config, self.embedding.weight
+        kind, place = dtype or weight.dtype, device or weight.device
+        if not rolling:
+            return KVCache(
+                n_layers=config.n_layers,
+                batch=batch,
+                length=length,
+                kv_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                dtype=kind,
+                device=place,
+            )
+        if None in config.windows or config.window is None:
+            raise ValueError("a rolling cache keeps a window of positions, but this model has layers that see them all")
+        return RollingCache(
+            n_layers=config.n_layers,
+            batch=batch,
+            window=config.window,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=kind,
+            device=place,
+        )
+
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """What enters the first block, (B, T, D), of tokens (B, T)."""
+        x: Tensor = self.positions(self.embedding(tokens), positions)
+        return x
 
     def hidden(
         self,
@@ -87,16 +120,60 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """States after the final norm, (B, T, D), of `tokens` (B, T) int64.
+        """States after the final norm, (B, T, D), of `tokens` (B, T) int64, for products with `output_weight`.
 
         positions: (B, T) int64, or None for 0 … T−1. mask: (B, 1, T, S) bool (True = seen) or additive, or None
-        for causal. cache: keys of earlier calls; tokens are stored in the slots of their positions, and `mask`
-        (over the first S slots) is None only in the first call. Raises `ValueError` past `max_positions`.
+        for causal; layers with a window see no more than that of it. cache: keys of earlier calls; tokens are stored
+        in the slots of their positions, and `mask` (over the first S slots) is None only in the first call. Where
+        the output has a bias, a one stands behind each state (`output_weight`). Raises `ValueError` past
+        `max_positions`.
         """
-        x = self.through(self.embedding(tokens), slice(None), positions=positions, mask=mask, cache=cache)
-        return self.norm(x)
+        return self.before_output(self.states(tokens, positions=positions, mask=mask, cache=cache))
+
+    def hidden_and_penalty(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`hidden`, and for each row what its router adds to the mean loss of its tokens, (B,); None without a router.
+
+        counted (B, T) bool: the tokens that are no padding, None for all. A row's penalty depends on that row alone,
+        so that a step is the same however its rows are dealt out; of a single row it is the penalty of the literature.
+        """
+        x = self.embed(tokens, positions)
+        x, router_logits = self._run(x, slice(None), positions, mask, None)
+        return self.before_output(self.norm(x)), self._penalty(router_logits, counted)
+
+    def _penalty(self, router_logits: list[Tensor], counted: Tensor | None) -> Tensor | None:
+        if not router_logits:
+            return None
+        experts: RoutedExperts = self.blocks[0].feed_forward  # type: ignore[assignment]
+        rows = [slice(row, row + 1) for row in range(len(router_logits[0]))]
+        masks = [None if counted is None else counted[row] for row in rows]
+        each = [experts.penalty([z[row] for z in router_logits], mask) for row, mask in zip(rows, masks, strict=True)]
+        return torch.stack(each)  # (B,)
+
+    def states(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """As `hidden`, always (B, T, D): for heads of their own."""
+        x = self.embed(tokens, positions)
+        return self.norm(self.through(x, slice(None), positions=positions, mask=mask, cache=cache))
+
+    def before_output(self, states: Tensor) -> Tensor:
+        """`hidden` of `states`."""
+        hidden: Tensor = self._before_output(states)
+        return hidden
 
     def through(
         self,
@@ -105,19 +182,34 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """The states x (B, T, D) after some consecutive blocks; other arguments as in `hidden`."""
-        rotation = self.rotary.first(x.shape[1]) if positions is None else self.rotary.at(positions)
-        attends = self._attends(positions, mask, cache)[blocks]
-        for block, attend in zip(self.blocks[blocks], attends, strict=True):
-            x = block(x, rotation, attend)
-        return x
+        return self._run(x, blocks, positions, mask, cache)[0]
 
-    def _attends(self, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> list[Attend]:
-        if cache is not None:
-            return cache.attends(positions, mask)
-        return [causal if mask is None else partial(masked, bias=as_bias(mask))] * self.config.n_layers
+    def _run(
+        self, x: Tensor, blocks: slice, positions: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The states x (B, T, D) after some blocks, and the router logits (B, T, N) of those that have a router."""
+        rotation = self.rotary.first(x.shape[1]) if positions is None else self.rotary.at(positions)
+        attends, routed = self._attends(x, positions, mask, cache)[blocks], []
+        for block, attend in zip(self.blocks[blocks], attends, strict=True):
+            x, router_logits = block(x, rotation, attend)
+            routed.append(router_logits)
+        return x, [logits for logits in routed if logits is not None]
+
+    def _attends(self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None) -> list[Attend]:
+        """The `Attend` of each layer; layers with the same window share one mask."""
+        windows, n_tokens = self.config.windows, x.shape[1]
+        if isinstance(cache, RollingCache):  # it knows the one window that all layers have
+            return cache.attends(positions, mask, n_tokens)
+        by_window: dict[int | None, list[Attend]] = {}
+        for window in dict.fromkeys(windows):
+            if cache is None:
+                by_window[window] = [_attend(mask, n_tokens, window, x.device)] * len(windows)
+            else:
+                by_window[window] = cache.attends(positions, _cached_mask(cache, positions, mask, n_tokens, window))
+        return [by_window[window][layer] for layer, window in enumerate(windows)]
 
     def forward(
         self,
@@ -125,10 +217,43 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens` (B, T); arguments as in `hidden`."""
         return F.linear(self.hidden(tokens, positions=positions, mask=mask, cache=cache), self.output_weight)
+
+
+def _attend(mask: Tensor | None, n_tokens: int, window: int | None, device: torch.device) -> Attend:
+    """How tokens see one another, their places in the row being 0 … n_tokens−1."""
+    if mask is None:
+        return causal if window is None or window >= n_tokens else partial(banded, window=window)
+    if window is None:
+        return partial(masked, bias=as_bias(mask))
+    places = torch.arange(n_tokens, device=device)[None]
+    return partial(masked, bias=as_bias(both_seen(mask, in_band(places, mask.shape[-1], window))))
+
+
+def _cached_mask(
+    cache: KVCache, positions: Tensor | None, mask: Tensor | None, n_tokens: int, window: int | None
+) -> Tensor | None:
+    """`mask` over the slots of a cache, slot s holding position s, without what lies before the window."""
+    if window is None or (mask is None and positions is None and n_tokens <= window):
+        return mask
+    device = cache.keys.device
+    places = torch.arange(n_tokens, device=device)[None] if positions is None else positions
+    if mask is None:
+        return in_band(places, n_tokens if positions is None else cache.keys.shape[3], window)
+    return both_seen(mask, in_band(places, mask.shape[-1], window))
+
+
+_WRITING = ("attention.output.weight", "feed_forward.down.weight", "feed_forward.experts.down")
+
+
+class _WithOne(nn.Module):
+    """(..., D) to (..., D+1): a one behind each state, which the output's bias is multiplied with."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.pad(states, (0, 1), value=1.0)
 
 
 class ScalarModel(nn.Module):
@@ -140,7 +265,7 @@ class ScalarModel(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64 to (B, T)."""
-        return self.head(self.backbone.hidden(tokens, positions=positions, mask=mask)).squeeze(-1)
+        return self.head(self.backbone.states(tokens, positions=positions, mask=mask)).squeeze(-1)
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The number at each row's last token, (B,); tokens (B, T) padded at the right, lengths (B,) int64 ≥ 1."""

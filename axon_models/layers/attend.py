@@ -35,6 +35,28 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
+def banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """As `causal`, each position seeing the last `window` ones alone, itself included (Child et al. 2019, section 4.2).
+
+    On a processor without a GPU keys outside the band are never touched, so time grows with T·window.
+    """
+    if q.device.type == "cpu":
+        y: Tensor = _Attention.apply(q, k, v, None, window)
+        return y
+    return masked(q, k, v, as_bias(in_band(torch.arange(q.shape[1], device=q.device)[None], q.shape[1], window)))
+
+
+def in_band(positions: Tensor, n_keys: int, window: int) -> Tensor:
+    """(B, 1, T, S) bool: whether queries at `positions` (B, T) see keys at 0 … S−1 through a causal band."""
+    keys, queries = torch.arange(n_keys, device=positions.device), positions[:, None, :, None]
+    return (keys <= queries) & (keys > queries - window)
+
+
+def both_seen(mask: Tensor, band: Tensor) -> Tensor:
+    """A mask, bool or additive, without what `band` (bool, of a shape that broadcasts to the mask's) hides."""
+    return mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, float("-inf"))
+
+
 def masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """As `causal`, with `bias` (B or 1, 1, T, S) of `as_bias` added to the scores; k and v are (B, S, G, d)."""
     bias = bias.to(q.dtype)
@@ -68,29 +90,33 @@ def _plain_products_are_faster(q: Tensor) -> bool:
 class _Attention(torch.autograd.Function):
     """Attention by chunks of queries, with the probabilities kept for the backward pass; causal if `bias` is None.
 
-    The R heads of a group are R·C queries of one product, so keys are not repeated.
+    With a `window`, and no bias, a query sees the last so many positions. The R heads of a group are R·C queries of
+    one product, so keys are not repeated.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: int | None = None) -> Tensor:
         (batch, time, heads, dim), groups = q.shape, k.shape[2]
         ctx.sizes = batch, time, groups, heads // groups, dim
-        ctx.chunk = CHUNK if bias is None else time
+        ctx.chunk, ctx.window = CHUNK if bias is None else time, window
         queries = _by_group(q * (1 / math.sqrt(dim)), groups)  # (B, G, R, T, d)
         keys, values = (x.transpose(1, 2).reshape(batch * groups, -1, dim) for x in (k, v))  # (N, S, d)
         kept, parts = [], []
         for start in range(0, time, ctx.chunk):
             end = min(start + ctx.chunk, time)
-            n_keys = keys.shape[1] if bias is not None else end
+            first = _first_key(start, window)
+            last = keys.shape[1] if bias is not None else end
             q_part = queries[:, :, :, start:end].reshape(batch * groups, -1, dim)  # (N, R·C, d)
-            scores = torch.bmm(q_part, keys[:, :n_keys].transpose(1, 2))  # (N, R·C, K)
-            by_head = scores.view(batch, heads, end - start, n_keys)
+            scores = torch.bmm(q_part, keys[:, first:last].transpose(1, 2))  # (N, R·C, K)
+            by_head = scores.view(batch, heads, end - start, last - first)
             if bias is not None:
                 by_head += bias
             else:
-                by_head[..., start:] += _future(end - start, scores)
+                by_head[..., start - first :] += _future(end - start, scores)
+            if window is not None:
+                by_head += _past(start - first, end - start, window, scores)
             p = scores.softmax(-1)  # (N, R·C, K)
-            parts.append(torch.bmm(p, values[:, :n_keys]).view(batch, groups, -1, end - start, dim))
+            parts.append(torch.bmm(p, values[:, first:last]).view(batch, groups, -1, end - start, dim))
             kept += [q_part, p]
         ctx.save_for_backward(keys, values, *kept)
         return _by_time(torch.cat(parts, dim=3))
@@ -105,16 +131,17 @@ class _Attention(torch.autograd.Function):
         d_keys, d_values = torch.zeros_like(keys, dtype=exact), torch.zeros_like(values, dtype=exact)
         parts = []
         for start, q_part, p in zip(range(0, time, ctx.chunk), kept[::2], kept[1::2], strict=True):
-            end, n_keys = min(start + ctx.chunk, time), p.shape[-1]
+            end, first = min(start + ctx.chunk, time), _first_key(start, ctx.window)
+            seen = slice(first, first + p.shape[-1])
             d_out = d_outputs[:, :, :, start:end].reshape(batch * groups, -1, dim)  # (N, R·C, d)
-            d_values[:, :n_keys] += torch.bmm(p.transpose(1, 2), d_out)
-            d_p = torch.bmm(d_out, values[:, :n_keys].transpose(1, 2))  # (N, R·C, K)
+            d_values[:, seen] += torch.bmm(p.transpose(1, 2), d_out)
+            d_p = torch.bmm(d_out, values[:, seen].transpose(1, 2))  # (N, R·C, K)
             d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
-            parts.append(torch.bmm(d_scores, keys[:, :n_keys]).view(batch, groups, per_group, end - start, dim))
-            d_keys[:, :n_keys] += torch.bmm(d_scores.transpose(1, 2), q_part)
+            parts.append(torch.bmm(d_scores, keys[:, seen]).view(batch, groups, per_group, end - start, dim))
+            d_keys[:, seen] += torch.bmm(d_scores.transpose(1, 2), q_part)
         d_q = _by_time(torch.cat(parts, dim=3)) * (1 / math.sqrt(dim))
         d_k, d_v = (x.to(keys.dtype).view(batch, groups, -1, dim).transpose(1, 2) for x in (d_keys, d_values))
-        return d_q, d_k, d_v, None
+        return d_q, d_k, d_v, None, None
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
@@ -130,3 +157,14 @@ def _by_time(x: Tensor) -> Tensor:
 def _future(n: int, like: Tensor) -> Tensor:
     """(n, n): −∞ above the diagonal, 0 elsewhere."""
     return torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
+
+
+def _first_key(start: int, window: int | None) -> int:
+    """The first key that any query from `start` on sees."""
+    return 0 if window is None else max(0, start - window + 1)
+
+
+def _past(offset: int, n: int, window: int, like: Tensor) -> Tensor:
+    """(n, offset + n): −∞ where key s is `window` or more places before query t, which stands at offset + t."""
+    whole = torch.full((n, offset + n), float("-inf"), dtype=like.dtype, device=like.device)
+    return whole.tril_(offset - window)

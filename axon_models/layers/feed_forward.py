@@ -1,8 +1,9 @@
-"""The gated feed-forward layer."""
+"""The feed-forward layers: gated, and with one activation."""
 # D model, F feed-forward
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,16 +12,31 @@ from torch.autograd.function import once_differentiable
 
 
 class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) ⊙ W_up x) (Shazeer 2020, equation 6); gate and up come out of one product."""
+    """W_down(silu(W_gate x) ⊙ W_up x) (Shazeer 2020, equation 6); gate and up come out of one product.
 
-    def __init__(self, d_model: int, d_feed_forward: int) -> None:
+    gate_up: D to 2F; down: F to D.
+    """
+
+    def __init__(self, *, gate_up: nn.Module, down: nn.Module) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(d_model, 2 * d_feed_forward, bias=False)
-        self.down = nn.Linear(d_feed_forward, d_model, bias=False)
+        self.gate_up, self.down = gate_up, down
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
         y: Tensor = self.down(silu_product(self.gate_up(x)))
+        return y
+
+
+class FeedForward(nn.Module):
+    """W_down(activation(W_up x)) (Vaswani et al. 2017, equation 2). up: D to F; down: F to D."""
+
+    def __init__(self, *, up: nn.Module, activation: Callable[[Tensor], Tensor], down: nn.Module) -> None:
+        super().__init__()
+        self.up, self._activation, self.down = up, activation, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        y: Tensor = self.down(self._activation(self.up(x)))
         return y
 
 

@@ -13,28 +13,26 @@ Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each (B or 1, T, 1
 
 
 class Rotary(nn.Module):
-    """Angles position · θ^(−2i/d) of every position below `max_positions` (Su et al. 2021, equation 15).
+    """Angles position/stretch · θ^(−2i/d) of every position below `max_positions` (Su et al. 2021, equation 15).
 
-    The tables follow from the config, so they are buffers that no checkpoint holds.
+    A `stretch` above 1 is linear scaling (Chen et al. 2023, "Positional Interpolation", equation 3). The tables
+    follow from the config, so they are buffers that no checkpoint holds.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, max_positions: int, theta: float) -> None:
+    def __init__(self, head_dim: int, max_positions: int, theta: float, *, stretch: float = 1.0) -> None:
         super().__init__()
         self.max_positions = max_positions
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim  # (d/2,)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), 1.0 / theta**exponent)  # (P, d/2)
-        cos, sin = angles.cos(), angles.sin()
-        # Both halves of a head side by side, with the sign that each half's partner takes.
-        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (P, d)
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)  # (P, d)
+        places = torch.arange(max_positions, dtype=torch.float32) / stretch  # (P,)
+        cos, sin = _tables(torch.outer(places, 1.0 / theta ** _exponents(head_dim)))  # (P, d) twice
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def first(self, length: int) -> Rotation:
         """The rotation of positions 0 … length−1, for every row alike: two (1, T, 1, d)."""
-        if length > self.max_positions:
-            raise ValueError(f"{length} tokens exceed max_positions={self.max_positions}")
+        check_length(length, self.max_positions)
         return self.cos[None, :length, None], self.sin[None, :length, None]
 
     def at(self, positions: Tensor) -> Rotation:
@@ -42,11 +40,70 @@ class Rotary(nn.Module):
         return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
 
 
+class DynamicRotary(nn.Module):
+    """Rotary positions whose base grows with a row's length ℓ past the trained one L ("dynamic NTK" scaling).
+
+    θ(ℓ) = θ·(factor·max(ℓ, L)/L − factor + 1)^(d/(d−2)), the formula of Hugging Face's Llama; ℓ is one more than the
+    row's largest position. So what a model says of the same tokens changes with what follows them, and keys in a
+    cache keep the angles of the length at which they were written: past L, decoding with a cache is not the same as
+    without one, here as there. A row's angles depend on that row alone.
+    """
+
+    exponents: Tensor
+
+    def __init__(self, head_dim: int, max_positions: int, theta: float, *, trained: int, factor: float) -> None:
+        super().__init__()
+        self.max_positions, self._theta, self._trained, self._factor = max_positions, theta, trained, factor
+        self._power = head_dim / (head_dim - 2)
+        self.register_buffer("exponents", _exponents(head_dim), persistent=False)  # (d/2,)
+
+    def first(self, length: int) -> Rotation:
+        """As `Rotary.first`."""
+        check_length(length, self.max_positions)
+        return self.at(torch.arange(length, device=self.exponents.device)[None])
+
+    def at(self, positions: Tensor) -> Rotation:
+        """As `Rotary.at`."""
+        length = (positions.amax(1) + 1).clamp(min=self._trained).float()  # (B,)
+        base = self._theta * (self._factor * length / self._trained - (self._factor - 1)) ** self._power  # (B,)
+        frequencies = 1.0 / base[:, None] ** self.exponents  # (B, d/2)
+        cos, sin = _tables(positions[:, :, None].float() * frequencies[:, None])  # (B, T, d) twice
+        return cos.unsqueeze(2), sin.unsqueeze(2)
+
+
+def check_length(length: int, max_positions: int) -> None:
+    """Raise `ValueError` for a sequence that has no positions."""
+    if length > max_positions:
+        raise ValueError(f"{length} tokens exceed max_positions={max_positions}")
+
+
+def _exponents(head_dim: int) -> Tensor:
+    """2i/d, (d/2,)."""
+    return torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+
+
+def _tables(angles: Tensor) -> Rotation:
+    """(..., d/2) to cosines and sines (..., d): both halves of a head, with the sign that each half's partner takes."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (x[i], x[i + d/2]) of x (B, T, N, d); the pairing of Llama's checkpoints."""
     cos, sin = (table.to(x.dtype) for table in rotation)  # (B or 1, T, 1, d)
     y: Tensor = _Rotate.apply(x, cos, sin)
     return y
+
+
+def rotate_part(x: Tensor, rotation: Rotation) -> Tensor:
+    """As `rotate`, for as many of the first dimensions of a head as the tables have; the rest passes unchanged."""
+    turning, rest = x.tensor_split((rotation[0].shape[-1],), dim=-1)
+    return torch.cat((rotate(turning, rotation), rest), dim=-1)
+
+
+def unturned(x: Tensor, _rotation: Rotation) -> Tensor:
+    """x (B, T, N, d) as it is, where positions are added to the embedding."""
+    return x
 
 
 class _Rotate(torch.autograd.Function):

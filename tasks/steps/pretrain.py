@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from axon_models.decoder.config import DecoderConfig, RopeScaling
 from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import PRESETS
+from axon_models.decoder.presets import config_of
 from tasks.errors import UserError
 from tasks.steps.context import StepContext
 from tasks.tokenizers import bytelevel
@@ -17,6 +20,9 @@ from tasks.training.loop import Recipe, fit
 from tasks.training.losses import bits_per_byte, stream_loss
 from tasks.training.outputs import write_metrics, write_model
 from tasks.training.sampling import seed_of
+
+if TYPE_CHECKING:
+    from tasks.parameters import Model
 
 STAGE = "pretrain"
 
@@ -71,17 +77,26 @@ def run(context: StepContext) -> None:
 
 def new_decoder(context: StepContext) -> Decoder:
     """A decoder of the shape of `model` in params.yaml for the tokenizer at hand, weights from the seed."""
-    shape = context.params.model
-    config = PRESETS[shape.preset](
-        vocab_size=bytelevel.load(context.root / "tokenizer").get_vocab_size(),
-        d_model=shape.d_model,
-        n_layers=shape.n_layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        d_feed_forward=shape.d_feed_forward,
-        max_positions=shape.max_positions,
-        rope_theta=shape.rope_theta,
-    )
+    config = config_of_shape(context.params.model, bytelevel.load(context.root / "tokenizer").get_vocab_size())
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
     return model
+
+
+def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
+    """The decoder that `model` in params.yaml describes; what is null there is the preset's own."""
+    scaling = shape.rope_scaling
+    sizes = {
+        "d_model": shape.d_model,
+        "n_layers": shape.n_layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "d_feed_forward": shape.d_feed_forward,
+        "max_positions": shape.max_positions,
+        "window": shape.window,
+        "rope_theta": shape.rope_theta,
+        "experts": shape.experts,
+        "rope_scaling": None if scaling is None else RopeScaling(kind=scaling.kind, factor=scaling.factor),
+    }
+    given = {name: value for name, value in sizes.items() if value is not None}
+    return config_of(shape.preset, vocab_size=vocab_size, **given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.steps.context import StepContext
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
-from tasks.training.losses import packed_loss, packed_validation
+from tasks.training.losses import PackedLoss, packed_validation
 from tasks.training.outputs import read_model, write_metrics, write_model
 from tasks.training.packing import packed_demonstrations
 
@@ -31,7 +31,7 @@ def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) 
         model,
         recipe,
         batch=lambda k: train.batch(k, device),
-        loss=packed_loss,
+        loss=PackedLoss(lm_coef=section.lm_coef),
         evaluate=lambda: packed_validation(model, validation),
         context=context,
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,18 +20,37 @@ from tasks.training.packing import block_causal_mask
 
 def stream_loss(model: Decoder, rows: dict[str, Tensor]) -> Tensor:
     """Summed negative log-likelihood of rows of a token stream; every token is a target."""
-    hidden = model.hidden(rows["tokens"])  # (B, T, D)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, rows["targets"].flatten())
+    hidden, penalty = model.hidden_and_penalty(rows["tokens"])  # (B, T, D), (B,)
+    loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, rows["targets"].flatten())
+    return loss if penalty is None else loss + penalty.sum() * rows["tokens"].shape[1]
 
 
-def packed_loss(model: Decoder, rows: dict[str, Tensor]) -> Tensor:
-    """Summed negative log-likelihood of the answers in packed rows."""
-    hidden, targets = _answer_hidden(model, rows)
-    return linear_cross_entropy(hidden, model.output_weight, targets)
+@dataclass(frozen=True, kw_only=True)
+class PackedLoss:
+    """Summed negative log-likelihood of the answers in packed rows, and `lm_coef` times that of all their tokens.
+
+    The second is the auxiliary objective of fine-tuning in GPT-1 (Radford et al. 2018, equation 5): the language
+    modelling loss of whole examples, prompts included. Both sums are divided by the number of the answers' tokens.
+    """
+
+    lm_coef: float = 0.0
+
+    def __call__(self, model: Decoder, rows: dict[str, Tensor]) -> Tensor:
+        mask = block_causal_mask(rows["segments"])  # (B, 1, T, T)
+        real = rows["segments"] >= 0  # (B, T)
+        hidden, penalty = model.hidden_and_penalty(rows["tokens"], positions=rows["positions"], mask=mask, counted=real)
+        weights = rows["weights"] + self.lm_coef * real  # (B, T)
+        counted = weights > 0  # without the second loss, prompts need no logits
+        weighted = weights[counted] if self.lm_coef else None  # (N,)
+        loss = linear_cross_entropy(hidden[counted], model.output_weight, rows["targets"][counted], weights=weighted)
+        return loss if penalty is None else loss + (penalty * rows["weights"].sum(1)).sum()
+
+
+packed_loss = PackedLoss()
 
 
 def _answer_hidden(model: Decoder, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Hidden states (N, D) that predict an answer's tokens, and those tokens (N,); prompts need no logits."""
+    """Hidden states (N, D) that predict an answer's tokens, and those tokens (N,)."""
     mask = block_causal_mask(rows["segments"])  # (B, 1, T, T)
     hidden = model.hidden(rows["tokens"], positions=rows["positions"], mask=mask)  # (B, T, D)
     of_answers = rows["weights"] > 0  # (B, T)

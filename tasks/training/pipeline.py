@@ -32,6 +32,11 @@ class _Asking:
     def hidden(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         raise _Asked(tokens, positions, mask)
 
+    def hidden_and_penalty(
+        self, tokens: Tensor, *, counted: Tensor | None = None, **arguments: Tensor | None
+    ) -> tuple[Tensor, None]:
+        return self.hidden(tokens, **arguments), None
+
 
 @dataclass(frozen=True)
 class _Answering:
@@ -42,6 +47,9 @@ class _Answering:
 
     def hidden(self, _tokens: Tensor, **_: Any) -> Tensor:
         return self.states
+
+    def hidden_and_penalty(self, _tokens: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return self.states, None  # models with a router are not trained in a pipeline
 
 
 class Part(nn.Module):
@@ -56,11 +64,11 @@ class Part(nn.Module):
         self.is_first, self.is_last = world.rank == 0, world.rank == world.size - 1
 
     def forward(self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) in the first part, else states (B, T, D), to states (B, T, D)."""
+        """Tokens (B, T) in the first part, else states (B, T, D), to states, in the last part those of `hidden`."""
         with autocast(x.device, self._precision):
-            x = self.model.embedding(x) if self.is_first else x
+            x = self.model.embed(x, positions) if self.is_first else x
             x = self.model.through(x, self.blocks, positions=positions, mask=mask)
-            return self.model.norm(x) if self.is_last else x
+            return self.model.before_output(self.model.norm(x)) if self.is_last else x
 
 
 class Pipelined(Partitioned):
@@ -79,7 +87,8 @@ class Pipelined(Partitioned):
         for i, block in enumerate(self._model.blocks):
             if i not in self._own:
                 block.to("meta")
-        self._model.__dict__["hidden"] = self._hidden  # in place of the method, for whoever evaluates
+        # In place of the methods, for whoever evaluates.
+        self._model.__dict__.update(hidden=self._hidden, hidden_and_penalty=self._hidden_and_penalty)
         self._schedules: dict[tuple[int, int, int], Any] = {}
         self._micro: list[dict[str, Tensor]] = []
         self._n_targets = 1
@@ -125,7 +134,7 @@ class Pipelined(Partitioned):
                 self._world.size,
                 self._device,
                 input_args=(tokens if self._part.is_first else states,),
-                output_args=(states,),
+                output_args=(self._hidden_states(tokens) if self._part.is_last else states,),
             )
             self._schedules[shape] = ScheduleGPipe(stage, n_micro, loss_fn=self._loss, scale_grads=False)
         return self._schedules[shape]
@@ -140,8 +149,18 @@ class Pipelined(Partitioned):
         states = self._part(states if rank else tokens, positions=positions, mask=mask).float().contiguous()
         if rank < last:
             dist.send(states, rank + 1)
-        dist.broadcast(states, last)
-        return states
+        hidden = states if rank == last else self._hidden_states(tokens)
+        dist.broadcast(hidden, last)
+        return hidden
+
+    def _hidden_and_penalty(
+        self, tokens: Tensor, *, counted: Tensor | None = None, **arguments: Tensor | None
+    ) -> tuple[Tensor, None]:
+        return self._hidden(tokens, **arguments), None
+
+    def _hidden_states(self, tokens: Tensor) -> Tensor:
+        """Room for what `hidden` gives of `tokens` (B, T)."""
+        return torch.empty(*tokens.shape, self._model.hidden_width, device=tokens.device)
 
     def exchange(self) -> None:
         """What is whole gets gradients in the first part and in the last one: their sum."""
@@ -164,7 +183,7 @@ class Pipelined(Partitioned):
                 block.to_empty(device=self._device)
             for p in block.parameters():
                 dist.broadcast(p.data, owner)
-        del self._model.__dict__["hidden"]
+        del self._model.__dict__["hidden"], self._model.__dict__["hidden_and_penalty"]
 
 
 def _n_micro(n_rows: int, at_least: int) -> int:
@@ -174,6 +193,6 @@ def _n_micro(n_rows: int, at_least: int) -> int:
 
 def pipelines(loss: Callable[..., Tensor]) -> bool:
     """Whether a loss asks for hidden states once, and so can be computed at the end of a pipeline."""
-    from tasks.training.losses import packed_loss, stream_loss
+    from tasks.training.losses import PackedLoss, stream_loss
 
-    return loss in (stream_loss, packed_loss)
+    return loss is stream_loss or isinstance(loss, PackedLoss)

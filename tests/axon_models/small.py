@@ -21,12 +21,16 @@ SIZES: dict[str, Any] = {
 
 
 def small_decoder(seed: int = 1, **sizes: Any) -> Decoder:
-    model = Decoder(DecoderConfig(**{**SIZES, "init_std": 0.3, **sizes}))
+    return randomise(Decoder(DecoderConfig(**{**SIZES, "init_std": 0.3, **sizes})), seed)
+
+
+def randomise(model: Decoder, seed: int = 1) -> Decoder:
+    """Random weights; gains that are not one and biases that are not zero, which would hide that one is forgotten."""
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):  # ones would hide a forgotten weight
+            if name.endswith("norm.weight") or name.endswith("bias"):
                 parameter.add_(torch.rand(parameter.shape, generator=generator) - 0.5)
     return model
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from axon_models.checkpoint import PAD_ID, load, load_scalar_model, save
+from axon_models.decoder.config import RopeScaling
 from axon_models.decoder.hugging_face import from_tensors, to_tensors
 from axon_models.decoder.model import scalar_head
 from tests.axon_models.small import small_decoder, some_tokens
+from tests.parity.compare import assert_cached_is_uncached, assert_same, reference, small, without_padding
 
 SHAPES = {
     "gqa": {},
@@ -23,10 +25,61 @@ SHAPES = {
     "other_theta_and_eps": {"rope_theta": 500.0, "norm_eps": 1e-3},
 }
 
+SCALINGS = {
+    "linear": RopeScaling(kind="linear", factor=2.5),
+    "dynamic": RopeScaling(kind="dynamic", factor=4.0),
+}
 
-def without_padding(tokens: torch.Tensor) -> torch.Tensor:
-    """transformers' embedding keeps the padding token's vector from learning, which ours has no reason to do."""
-    return torch.where(tokens == PAD_ID, PAD_ID + 1, tokens)
+
+@pytest.mark.parametrize("n_tokens", [12, 16, 17, 40])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_scaled_rotary_positions_equal_llamas(scaling: str, n_tokens: int, tmp_path: Path) -> None:
+    """Dynamic scaling trained on 16 positions: below, at and past them."""
+    ours = small("x_llama", rope_scaling=SCALINGS[scaling])
+    theirs = reference(ours, tmp_path)
+    assert theirs.config.max_position_embeddings == {"linear": 64, "dynamic": 16}[scaling]
+    assert load(tmp_path).config == ours.config
+    assert_same(ours, theirs, shape=(2, n_tokens))
+    changed = not torch.allclose(ours(some_tokens(1, n_tokens)), small("x_llama")(some_tokens(1, n_tokens)), atol=1e-3)
+    assert changed == (scaling == "linear" or n_tokens > 16)
+
+
+def test_dynamic_scaling_of_a_row_depends_on_that_row_alone() -> None:
+    model = small("x_llama", rope_scaling=SCALINGS["dynamic"])
+    tokens, lengths = some_tokens(2, 40), (40, 21)
+    positions = torch.stack([torch.arange(40), torch.arange(40).clamp(max=20)])
+    real = torch.arange(40) < torch.tensor(lengths)[:, None]
+    mask = (real[:, None, None] & torch.ones(40, 40, dtype=torch.bool).tril()) | torch.eye(40, dtype=torch.bool)
+    logits = model(tokens, positions=positions, mask=mask)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(logits[row, :n], model(tokens[row : row + 1, :n])[0], atol=1e-4, rtol=0)
+
+
+def test_decoding_with_a_cache_past_the_trained_length_is_llamas(tmp_path: Path) -> None:
+    """Keys keep the angles of when they were written, which differs from full recomputation, in both alike."""
+    ours = small("x_llama", rope_scaling=SCALINGS["dynamic"])
+    theirs = reference(ours, tmp_path)
+    tokens, past, cache = some_tokens(1, 24), None, ours.new_cache(1, 24)
+    with torch.no_grad():
+        for start, end in ((0, 14), *((p, p + 1) for p in range(14, 24))):
+            answer = theirs(tokens[:, start:end], past_key_values=past, use_cache=True)
+            past = answer.past_key_values
+            positions = torch.arange(start, end)[None]
+            mask = (torch.arange(end) <= positions[:, :, None])[:, None]
+            logits = ours(tokens[:, start:end], positions=positions, mask=mask, cache=cache)
+            torch.testing.assert_close(logits, answer.logits, atol=1e-4, rtol=0)
+    assert_cached_is_uncached(ours, chunks=(9, 3, 1, 1, 2))  # up to it, both are the same
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_sum_to_the_whole(slices: int, tmp_path: Path) -> None:
+    sizes = {"heads": 6, "kv_heads": 6, "d_feed_forward": 36}
+    whole, sliced = small("x_llama", **sizes), small("x_llama", **sizes, pretraining_tp=slices)
+    assert sliced.state_dict().keys() == whole.state_dict().keys()
+    tokens = some_tokens(2, 23)
+    torch.testing.assert_close(sliced(tokens), whole(tokens), atol=1e-4, rtol=0)
+    assert_same(sliced, reference(sliced, tmp_path))
+    assert load(tmp_path).config.pretraining_tp == slices
 
 
 @pytest.mark.parametrize("shape", SHAPES)

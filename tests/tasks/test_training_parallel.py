@@ -6,7 +6,7 @@ import dataclasses
 import multiprocessing
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import x_llama
+from axon_models.decoder.presets import config_of
 from tasks.files import read_json, write_json
 from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints, _share
@@ -26,10 +26,8 @@ from tests.helpers import make_context
 from tests.tasks.test_training_loop import RECIPE, Killed, _batch, _loss, _net
 
 
-def _decoder():
-    config = x_llama(
-        vocab_size=64, d_model=32, n_layers=2, heads=4, kv_heads=2, d_feed_forward=64, max_positions=32, rope_theta=1e4
-    )
+def _decoder(preset="x_llama"):
+    config = config_of(preset, vocab_size=64, d_model=32, n_layers=2, heads=4, d_feed_forward=64, max_positions=32)
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(2))
     return model
@@ -43,7 +41,11 @@ def _tokens(k):
 # Forks of a process that has imported this file once: a second less for each worker.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
-KINDS = {"toy": (_net, _batch, _loss), "decoder": (_decoder, _tokens, stream_loss)}
+KINDS = {
+    "toy": (_net, _batch, _loss),
+    "decoder": (_decoder, _tokens, stream_loss),
+    **{preset: (partial(_decoder, preset), _tokens, stream_loss) for preset in ("phi", "gpt2", "mixtral")},
+}
 
 
 def _work(
@@ -179,6 +181,19 @@ def test_a_model_in_parts_trains_as_a_whole_one_and_one_worker_goes_on(undisturb
     resumed = _train(tmp_path / "cut", 1, kind="decoder", partition=partition)
     for name, own in resumed[0][0].items():
         torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "partition"), [("phi", "pipeline"), ("gpt2", "pipeline"), ("mixtral", "shard"), ("mixtral", "none")]
+)
+def test_other_presets_train_with_two_workers_as_with_one(tmp_path, preset, partition):
+    """An output with a bias and learned positions through a pipeline, experts and their penalty over workers."""
+    ((weights, curve),) = _train(tmp_path / "one", 1, kind=preset, n_steps=3)
+    for own_weights, own_curve in _train(tmp_path / "two", 2, kind=preset, n_steps=3, partition=partition):
+        for name, own in own_weights.items():
+            torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
+        for row, single in zip(own_curve, curve, strict=True):
+            assert row == pytest.approx(single, rel=1e-3)
 
 
 def test_workers_without_a_shared_disk_go_on_when_each_has_the_shares_of_all(undisturbed, tmp_path):

@@ -1,0 +1,166 @@
+"""Every preset with the other parameters as they are: built at the default size, and trained at a tiny one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from axon_models.checkpoint import load
+from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import PRESETS
+from axon_models.generation.engine import generate
+from tasks.errors import UserError
+from tasks.parameter_mistakes import _OPEN
+from tasks.steps import pretrain, sft
+from tasks.steps.pretrain import config_of_shape
+from tasks.training.batches import Batch
+from tasks.training.losses import PackedLoss, packed_loss, stream_loss
+from tasks.training.packing import packed_batch
+from tests.helpers import make_context, make_params
+from tests.tasks.test_training_packing import _examples
+from tests.tasks.tiny_root import OVERRIDES, make_root
+
+OWN = {"model.kv_heads": None, "model.d_feed_forward": None}
+
+
+def small(preset: str, **sizes) -> Decoder:
+    given = {"vocab_size": 40, "d_model": 16, "n_layers": 2, "heads": 2, "max_positions": 64, "init_std": 0.2}
+    model = Decoder(PRESETS[preset](**{**given, **sizes})).double()
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def test_the_parameters_know_every_preset():
+    assert list(_OPEN) == list(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_all_that_has_to_be_named_at_the_default_size(preset):
+    params = make_params({"model.preset": preset})
+    config = config_of_shape(params.model, 4096)
+    assert (config.d_model, config.n_layers, config.heads, config.max_positions) == (256, 3, 4, 512)
+    with torch.device("meta"):
+        model = Decoder(config)
+    assert config.n_parameters == sum(p.numel() for p in model.parameters())
+    assert 2_000_000 < config.n_active_parameters < 5_000_000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_the_parameters_leave_open_is_what_the_preset_takes(preset):
+    given = {
+        "model.kv_heads": 1,
+        "model.d_feed_forward": 96,
+        "model.window": 24,
+        "model.rope_theta": 500.0,
+        "model.rope_scaling": {"kind": "linear", "factor": 2.0},
+        "model.experts": 4,
+    }
+    own = config_of_shape(make_params({"model.preset": preset}).model, 4096)
+    for key, value in given.items():
+        name = key.removeprefix("model.")
+        if name in _OPEN[preset]:
+            changed = config_of_shape(make_params({"model.preset": preset, key: value}).model, 4096)
+            differing = {f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(changed, f.name)}
+            assert differing == {name}
+        else:
+            with pytest.raises(UserError, match=f"{key}=.* is not for model.preset={preset}, only for"):
+                make_params({"model.preset": preset, key: value})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"model.preset": "gpt4"}, "model.preset='gpt4'"),
+        ({"model.preset": "phi", "model.d_model": 24}, "model.d_model/model.heads/2=3 must be even"),
+        ({"model.preset": "pygpt", "model.d_model": 27, "model.heads": 3}, "model.d_model=27 must be even"),
+        ({"model.rope_scaling": {"kind": "yarn", "factor": 2.0}}, "model.rope_scaling.kind='yarn'"),
+        ({"model.rope_scaling": {"kind": "linear", "factor": 0.5}}, "model.rope_scaling.factor=0.5"),
+        ({"model.preset": "mixtral", "partition": "pipeline"}, "partition=pipeline is not for model.preset=mixtral"),
+        ({"sft.lm_coef": -1.0}, "sft.lm_coef=-1.0"),
+    ],
+)
+def test_a_mistake_in_the_shape_is_named(overrides, expected):
+    with pytest.raises(UserError, match="mistake") as caught:
+        make_params(overrides)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
+    root = make_root(tmp_path / "root")
+    for step in (pretrain, sft):
+        step.run(make_context(root, {**OVERRIDES, **OWN, "model.preset": preset}, checkpoints=tmp_path / step.STAGE))
+    metrics = json.loads((root / "metrics" / "pretrain.json").read_text())
+    assert 0 < metrics["bits_per_byte"] < 20
+    model = load(root / "models" / "sft")
+    answers = generate(model, [[3, 20, 21], [3, 9]], max_new_tokens=6, temperature=0.0, prompt_length=16)
+    for prompt, answer in zip([[3, 20, 21], [3, 9]], answers, strict=True):
+        tokens = list(prompt)
+        for token in answer:
+            with torch.no_grad():
+                assert int(model(torch.tensor([tokens]))[0, -1].argmax()) == token
+            tokens.append(token)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_micro_batches_add_up_to_the_batch(preset):
+    """Whatever the router says, so that accumulation and the number of workers do not change a step."""
+    model = small(preset).train()
+    both = torch.randint(40, (5, 17), generator=torch.Generator().manual_seed(1))
+    batch = Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=80, n_tokens=80)
+    packed = packed_batch([_examples(2), _examples(3), _examples(1)], seq_len=48, pad_id=1, device=torch.device("cpu"))
+    for loss, rows in ((stream_loss, batch), (packed_loss, packed)):
+        found = []
+        for n_parts in (1, 3):
+            model.zero_grad()
+            values = [loss(model, part) for part in rows.split(n_parts)]
+            torch.stack(values).sum().backward()
+            found.append((torch.stack(values).sum().detach(), [p.grad.clone() for p in model.parameters()]))
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_router_loss_is_added_as_many_times_as_there_are_targets():
+    model = small("mixtral")
+    both = torch.randint(40, (2, 17), generator=torch.Generator().manual_seed(1))
+    rows = {"tokens": both[:, :-1], "targets": both[:, 1:]}
+    hidden, penalty = model.hidden_and_penalty(rows["tokens"])
+    cross_entropy = torch.nn.functional.cross_entropy(
+        (hidden @ model.output_weight.T).flatten(0, 1), rows["targets"].flatten(), reduction="sum"
+    )
+    assert penalty.min() > 0
+    torch.testing.assert_close(stream_loss(model, rows), cross_entropy + 16 * penalty[0] + 16 * penalty[1])
+
+
+def test_the_auxiliary_loss_of_gpt1_is_the_language_models_loss_of_whole_examples():
+    """Equation 5 of the paper by hand: L2 of the answers + λ·L1 of prompts and answers, padding in neither."""
+    model, examples = small("gpt"), _examples(3)
+    batch = packed_batch([examples], seq_len=48, pad_id=1, device=torch.device("cpu"))
+    answers = whole = 0.0
+    for example in examples:
+        tokens = torch.tensor(example.tokens)
+        nats = torch.nn.functional.cross_entropy(model(tokens[None, :-1])[0], tokens[1:], reduction="none")
+        answers = answers + nats[example.prompt_length - 1 :].sum()
+        whole = whole + nats.sum()
+    torch.testing.assert_close(PackedLoss(lm_coef=0.3)(model, batch.tensors), answers + 0.3 * whole)
+    torch.testing.assert_close(packed_loss(model, batch.tensors), answers)
+
+
+def test_the_weight_of_the_auxiliary_loss_reaches_the_stage(tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    given = []
+
+    def fit(model, recipe, *, loss, **_):
+        given.append(loss)
+        raise Enough
+
+    monkeypatch.setattr(sft, "read_model", lambda context, stage: None)
+    monkeypatch.setattr(sft, "fit", fit)
+    root = make_root(tmp_path / "root")
+    with pytest.raises(Enough):
+        sft.run(make_context(root, {**OVERRIDES, "sft.lm_coef": 0.5}))
+    assert given == [PackedLoss(lm_coef=0.5)]
