@@ -38,9 +38,9 @@ def _tokens(k):
     return Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=96, n_tokens=96)
 
 
-# Forks of a process that has imported this file once: a second less for each worker.
+# Forks of a process that has imported this once: seconds less for each worker.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SERVER.set_forkserver_preload([__name__, "torch.distributed.fsdp", "torch.distributed.pipelining"])
 KINDS = {
     "toy": (_net, _batch, _loss),
     "decoder": (_decoder, _tokens, stream_loss),
