@@ -31,8 +31,8 @@ _FIRST_GPU_WITH_BFLOAT16 = (8, 0)  # compute capability: NVIDIA's Ampere
 def bfloat16_support(cpuinfo: str) -> Support:
     """What a processor has for products in bfloat16, by the text of its /proc/cpuinfo.
 
-    Flags of x86-64 as Linux spells them (arch/x86/include/asm/cpufeatures.h); "unknown" where there is no line of flags,
-    as on other architectures.
+    Flags of x86-64 as Linux spells them (arch/x86/include/asm/cpufeatures.h); "unknown" where there is no line of
+    flags, as on other architectures.
     """
     lines = [line.partition(":") for line in cpuinfo.splitlines()]
     flags = {flag for name, _, value in lines if name.strip() == "flags" for flag in value.split()}

@@ -61,4 +61,4 @@ def test_more_threads_than_cores_are_named(tmp_path: Path, monkeypatch: pytest.M
     lines = [line for _, line in findings(REPOSITORY)]
     assert lines[0].startswith("1 cores; params.yaml says threads × workers = 2; more threads than cores")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert [line for _, line in findings(REPOSITORY)][0] == "2 cores; params.yaml says threads × workers = 2"
+    assert findings(REPOSITORY)[0][1] == "2 cores; params.yaml says threads × workers = 2"
