@@ -225,6 +225,7 @@ class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
     min_workers: Annotated[int, Field(ge=0)] = 0
+    activation_checkpointing: bool = False
 
 
 class Parameters(Section):
