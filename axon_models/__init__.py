@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from axon_models.checkpoint import load
     from axon_models.generation.engine import generate
+    from axon_models.loading import load
 
 __all__ = ["generate", "load"]
 
-_HOMES = {"load": "axon_models.checkpoint", "generate": "axon_models.generation.engine"}
+_HOMES = {"load": "axon_models.loading", "generate": "axon_models.generation.engine"}
 
 
 def __getattr__(name: str) -> Any:

@@ -48,37 +48,49 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise CheckpointError(f"{file}: is not JSON ({error})") from error
+        raise CheckpointError(f"{file} is not JSON ({error})") from error
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{file}: must hold an object, but holds {type(tree).__name__}")
+        raise CheckpointError(f"{file} must hold an object, but holds {type(tree).__name__}")
     return tree
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, whole or in shards; missing, damaged or pickled ones raise."""
+def read_tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of `model.safetensors`, whole or in shards, and the name of the file of each.
+
+    Raises `CheckpointError` for files that are missing, damaged or pickled, and for a tensor that stands in two.
+    """
     tensors: dict[str, Tensor] = {}
+    homes: dict[str, str] = {}
     for file in _weight_files(directory):
         try:
-            tensors.update(load_file(file))
+            found = load_file(file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a readable safetensors file ({error}); write it again") from error
-    return tensors
+        twice = [f"{name} stands in {homes[name]} and in {file.name}" for name in sorted(found) if name in homes]
+        raise_all(CheckpointError, str(directory), twice)
+        tensors.update(found)
+        homes.update(dict.fromkeys(found, file.name))
+    return tensors, homes
 
 
-def differences(expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> list[str]:
+def differences(
+    expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], homes: Mapping[str, str]
+) -> list[str]:
     """Every tensor that is missing, unknown, of another shape, not of floating-point numbers or not finite."""
-    wrong = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
-    wrong += [f"{name} is not a tensor of this model" for name in sorted(tensors.keys() - expected.keys())]
+    files = ", ".join(sorted(set(homes.values())))
+    wrong = [f"{name} is missing ({files})" for name in sorted(expected.keys() - tensors.keys())]
+    unknown = sorted(tensors.keys() - expected.keys())
+    wrong += [f"{name} is not a tensor of this model ({homes[name]})" for name in unknown]
     for name in sorted(expected.keys() & tensors.keys()):
-        tensor, shape = tensors[name], tuple(expected[name])
+        tensor, shape, home = tensors[name], tuple(expected[name]), homes[name]
         if tuple(tensor.shape) != shape:
-            wrong.append(f"{name} has shape {tuple(tensor.shape)}, but the config asks for {shape}")
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, but the config asks for {shape} ({home})")
         elif not tensor.is_floating_point():
-            wrong.append(f"{name} has type {tensor.dtype}, but must hold floating-point numbers")
+            wrong.append(f"{name} has type {tensor.dtype}, but must hold floating-point numbers ({home})")
         elif n_bad := int((~tensor.isfinite()).sum()):
-            wrong.append(f"{name} has {n_bad} of {tensor.numel()} numbers that are NaN or infinite")
+            wrong.append(f"{name} has {n_bad} of {tensor.numel()} numbers that are NaN or infinite ({home})")
     return wrong
 
 

@@ -36,20 +36,18 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(build.block(config) for _ in range(config.n_layers))
         self.norm = build.final_norm(config)
         # A tied model has no second matrix, so that no parameter has two names.
-        self._output_names = ["embedding.weight"]
+        self._output_name = "embedding.weight" if config.tied_embeddings else "output.weight"
         if not config.tied_embeddings:
-            self.output = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
-            self._output_names = [f"output.{name}" for name, _ in self.output.named_parameters()]
+            self.output = nn.Linear(self.hidden_width, config.vocab_size, bias=False)
         self._before_output = _WithOne() if config.output_bias else nn.Identity()
 
     @property
     def output_weight(self) -> Tensor:
         """What scores are made with: hidden · output_weightᵀ. (V, D), the embedding's matrix if tied.
 
-        An output's bias is one more column, (V, D+1), for the one that `hidden` then ends with.
+        An output's bias is its last column, (V, D+1), for the one that `hidden` then ends with.
         """
-        weight, *biases = (self.get_parameter(name) for name in self._output_names)
-        return torch.cat([weight, *(bias.unsqueeze(1) for bias in biases)], dim=1) if biases else weight
+        return self.get_parameter(self._output_name)
 
     @property
     def hidden_width(self) -> int:
@@ -70,6 +68,8 @@ class Decoder(nn.Module):
             else:
                 writes_residual = name.endswith(_WRITING)
                 nn.init.normal_(parameter, std=residual_std if writes_residual else std, generator=generator)
+        if self.config.output_bias:
+            nn.init.zeros_(self.output.weight[:, -1])
 
     def new_cache(
         self,

@@ -56,11 +56,11 @@ def load(directory: str | Path, *, device: str | torch.device = "cpu") -> Transf
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: there is no such model directory")
     config = _config(read_json(directory / "config.json"), directory)
-    tensors = read_tensors(directory)
+    tensors, homes = read_tensors(directory)
     with torch.device("meta"):
         model = TransformerXL(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    raise_all(CheckpointError, str(directory), differences(expected, tensors))
+    raise_all(CheckpointError, str(directory), differences(expected, tensors, homes))
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval().to(device)
 

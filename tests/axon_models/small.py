@@ -32,6 +32,9 @@ def randomise(model: Decoder, seed: int = 1) -> Decoder:
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight") or name.endswith("bias"):
                 parameter.add_(torch.rand(parameter.shape, generator=generator) - 0.5)
+        if model.config.output_bias:
+            bias = model.output_weight[:, -1]
+            bias.add_(torch.rand(bias.shape, generator=generator) - 0.5)
     return model
 
 

@@ -48,14 +48,17 @@ def test_the_bias_of_the_output_is_in_losses_and_log_probabilities() -> None:
     hidden, logits = model.hidden(tokens), model(tokens)
     states = model.states(tokens)
     assert (hidden.shape, states.shape) == ((2, 9, 25), (2, 9, 24))
-    by_hand = states @ model.output.weight.T + model.output.bias
+    weight, bias = model.output_weight[:, :24], model.output_weight[:, 24].detach().requires_grad_()
+    assert bias.std() > 0.2
+    by_hand = states @ weight.T + bias
     torch.testing.assert_close(logits, by_hand, atol=1e-5, rtol=0)
     targets = some_tokens(2, 9, seed=3).flatten()
     wanted = torch.nn.functional.cross_entropy(by_hand.flatten(0, 1), targets, reduction="sum")
-    (by_parameter,) = torch.autograd.grad(wanted, model.output.bias, retain_graph=True)
+    (by_bias,) = torch.autograd.grad(wanted, bias, retain_graph=True)
     loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets)
     torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(torch.autograd.grad(loss, model.output.bias)[0], by_parameter, atol=1e-4, rtol=1e-4)
+    (by_matrix,) = torch.autograd.grad(loss, model.output_weight)
+    torch.testing.assert_close(by_matrix[:, 24], by_bias, atol=1e-4, rtol=1e-4)
     logprobs = token_logprobs(model.hidden(tokens).flatten(0, 1) / 0.7, model.output_weight, targets)
     sharper = torch.nn.functional.cross_entropy(by_hand.flatten(0, 1) / 0.7, targets, reduction="sum")
     torch.testing.assert_close(-logprobs.sum(), sharper)

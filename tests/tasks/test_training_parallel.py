@@ -195,7 +195,9 @@ def test_other_presets_train_with_two_workers_as_with_one(tmp_path, preset, part
     ((weights, curve),) = _train(tmp_path / "one", 1, kind=preset, n_steps=3)
     for own_weights, own_curve in _train(tmp_path / "two", 2, kind=preset, n_steps=3, partition=partition):
         for name, own in own_weights.items():
-            torch.testing.assert_close(own, weights[name], rtol=1e-3, atol=1e-5)
+            # A bias of all keys alike changes no softmax: its gradient is rounding alone, which Adam makes a step of.
+            compared = [*range(32), *range(64, 96)] if name.endswith("qkv.bias") else slice(None)
+            torch.testing.assert_close(own[compared], weights[name][compared], rtol=1e-3, atol=1e-5)
         for row, single in zip(own_curve, curve, strict=True):
             assert row == pytest.approx(single, rel=1e-3)
 

@@ -64,6 +64,16 @@ def stacked(names: Sequence[str], rows: Sequence[int]) -> Piece:
     return Piece(tuple(names), lambda ours: ours.split(list(rows)), lambda theirs: torch.cat(list(theirs)))
 
 
+def with_bias(name: str) -> Piece:
+    """A matrix and its bias, which is our last column."""
+
+    def join(theirs: Sequence[Tensor]) -> Tensor:
+        weight, bias = theirs
+        return torch.cat([weight, bias.unsqueeze(1)], dim=1)
+
+    return Piece((f"{name}.weight", f"{name}.bias"), lambda ours: [ours[:, :-1], ours[:, -1]], join)
+
+
 def per_expert(names: Sequence[Sequence[str]], rows: Sequence[int]) -> Piece:
     """The tensors of all experts in one: names[e] are those of expert e, which stand one below the other."""
     n = len(rows)

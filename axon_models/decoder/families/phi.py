@@ -17,6 +17,7 @@ from axon_models.decoder.families.family import (
     sizes_of,
     stacked,
     whole,
+    with_bias,
 )
 
 _WORDS = {
@@ -84,8 +85,8 @@ def _pieces(config: DecoderConfig) -> dict[str, Piece]:
         "feed_forward.up": whole("mlp.fc1"),
         "feed_forward.down": whole("mlp.fc2"),
     }
-    pieces = {"embedding.weight": whole("model.embed_tokens.weight")}
-    pieces |= both({"norm": whole("model.final_layernorm"), "output": whole("lm_head")}, of="", named="")
+    pieces = {"embedding.weight": whole("model.embed_tokens.weight"), "output.weight": with_bias("lm_head")}
+    pieces |= both({"norm": whole("model.final_layernorm")}, of="", named="")
     for i in range(config.n_layers):
         pieces |= both(layer, of=f"blocks.{i}.", named=f"model.layers.{i}.")
     return pieces

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from axon_models.errors import CheckpointError, ConfigError
 from axon_models.memory.checkpoint import load, save
 from axon_models.memory.config import TransformerXLConfig
+from axon_models.memory.model import TransformerXL
 from tests.axon_models.memory.small import SIZES, small_model, some_tokens
 
 
@@ -116,3 +117,17 @@ def test_the_predicted_parameter_count_is_the_built_models(changes: dict[str, ob
 def test_the_config_imports_without_torch() -> None:
     code = "import sys, axon_models.memory.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_s_load_knows_both_families(tmp_path: Path) -> None:
+    import axon_models
+    from axon_models import checkpoint as decoders
+    from tests.axon_models.small import small_decoder
+
+    save(small_model(), tmp_path / "memory")
+    decoders.save(small_decoder(), tmp_path / "decoder")
+    assert type(axon_models.load(tmp_path / "memory")) is TransformerXL
+    assert axon_models.load(tmp_path / "decoder").config == small_decoder().config
+    (tmp_path / "decoder" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        axon_models.load(tmp_path / "decoder")
