@@ -51,12 +51,12 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and with `eos_id` where it was produced.
 
-    A row ends after `eos_id` or `max_new_tokens` tokens. How a token is chosen is told at `Sampling`. Row i draws from a stream that
-    depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls. Buffers have
-    `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length` (default: all but
-    `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is chosen. Raises
-    `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out of range, and
-    `ScoresError`, which names the model by `name`, where its scores are not finite.
+    A row ends after `eos_id` or `max_new_tokens` tokens. How a token is chosen is told at `Sampling`. Row i draws
+    from a stream that depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls.
+    Buffers have `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length`
+    (default: all but `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is
+    chosen. Raises `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out
+    of range, and `ScoresError`, which names the model by `name`, where its scores are not finite.
     """
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
