@@ -1,4 +1,4 @@
-"""Axon's models: `load` a model directory, `generate` from it. Loaded on first use, so that importing costs nothing."""
+"""Axon's models: `load` a model directory, `generate` or `answer` with it. Loaded on first use: importing is free."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axon_models.generation.answers import Request
+    from axon_models.generation.batcher import Batcher, answer
+    from axon_models.generation.beams import beam_search
     from axon_models.generation.engine import generate
+    from axon_models.generation.sampling import Sampling
     from axon_models.loading import load
 
-__all__ = ["generate", "load"]
+__all__ = ["Batcher", "Request", "Sampling", "answer", "beam_search", "generate", "load"]
 
-_HOMES = {"load": "axon_models.loading", "generate": "axon_models.generation.engine"}
+_HOMES = {
+    "Batcher": "axon_models.generation.batcher",
+    "Request": "axon_models.generation.answers",
+    "Sampling": "axon_models.generation.sampling",
+    "answer": "axon_models.generation.batcher",
+    "beam_search": "axon_models.generation.beams",
+    "generate": "axon_models.generation.engine",
+    "load": "axon_models.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,10 @@ class CheckpointError(ValueError):
     """A model directory cannot be read; the message lists every mistake found in it."""
 
 
+class ScoresError(ValueError):
+    """A model's scores are not finite, so that no token can be chosen; the message names the model."""
+
+
 def raise_all(kind: type[ValueError], heading: str, mistakes: Sequence[str]) -> None:
     """Raise one `kind` that lists `mistakes` below `heading`; do nothing if there are none."""
     if mistakes:

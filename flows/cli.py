@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows import lineage_commands, release_commands, sweep_command
+from flows import lineage_commands, release_commands, sweep_command, talk_commands
 from tasks import redact
 from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
@@ -26,7 +26,6 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Show the key that signs statements, or export its public half.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(lineage_commands.app, name="lineage")
-MODELS = "champion, challenger, or a stage: pretrain, sft, sft_continued, ppo, dpo"
 
 
 def _checkout() -> Checkout:
@@ -55,44 +54,6 @@ def run(
     from flows import running
 
     running.run(_checkout(), list(stages or []), list(assignments or []), dry_run=dry_run, run_cache=run_cache)
-
-
-@app.command()
-def chat(
-    model: Annotated[str, typer.Option(help=MODELS)] = "champion",
-    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the most likely token.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Talk to a model."""
-    from flows import talking
-
-    talking.chat(_checkout(), model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask, or to continue with --raw.")],
-    model: Annotated[str, typer.Option(help=MODELS)] = "champion",
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text instead of answering it.")] = False,
-    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Answer one prompt, or continue a text, and leave."""
-    from flows import talking
-
-    talking.generate(
-        _checkout(),
-        model,
-        prompt,
-        raw=raw,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
 
 
 @app.command()
@@ -230,6 +191,7 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
     commands.export(_checkout(), path)
 
 
+talk_commands.add_to(app)
 release_commands.add_to(app)
 sweep_command.add_to(app)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks import registry
 from tasks.errors import UserError
 from tasks.runtime import stages
 from tasks.runtime.checkout import Checkout
+
+if TYPE_CHECKING:
+    from axon_models.generation.answers import Answer
 
 STAGES = ("pretrain", "sft", "sft_continued", "ppo", "dpo")
 
@@ -63,42 +67,118 @@ def _load(directory: Path) -> tuple[Any, Any]:
     return tokenizer, module
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model speaks; a value out of range is a `UserError`. `beams` more than 1 searches instead of drawing."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    beams: int = 1
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UserError("--stop must not be empty; give the text before which an answer ends.")
+        if self.beams < 1:
+            raise UserError(f"--beams {self.beams} must be at least 1.")
+        draws = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.stop)
+        if self.beams > 1 and draws != (0, None, None, None, 1, ()):
+            raise UserError(
+                f"--beams {self.beams} searches for the likeliest answer, so it goes with --max-new-tokens alone, "
+                "and not with --temperature, --top-k, --top-p, --min-p, --repetition-penalty or --stop."
+            )
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Any:
+        from axon_models.generation.sampling import Sampling
+
+        try:
+            return Sampling(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+            )
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+
+
 class Speaker:
     """A loaded model with its tokenizer."""
 
     def __init__(self, checkout: Checkout, model: str) -> None:
-        self.name = model
-        self._tokenizer, self._module = _load(directory_of(checkout, model))
-
-    def say(self, tokens: list[int], emit: Callable[[str], None], **settings: Any) -> int:
-        """Generate behind `tokens`, passing text on as it becomes whole characters; returns the count of tokens."""
-        import axon_models
+        from axon_models.generation.batcher import Batcher
         from tasks.tokenizers import chat
 
-        limit = self._module.config.max_positions - settings["max_new_tokens"]
+        self.name = model
+        self._place = f"models/{model}" if model in STAGES else f"the {model}"
+        self._tokenizer, self._module = _load(directory_of(checkout, model))
+        self._eos_id = chat.END
+        self._emit: Callable[[str], None] = _print
+        self._batcher = Batcher(
+            self._module,
+            eos_id=chat.END,
+            max_rows=1,
+            decode=self._decode,
+            stream=lambda piece: self._emit(piece.text) if piece.text else None,
+            name=self._place,
+        )
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def say(self, tokens: list[int], emit: Callable[[str], None], settings: Settings) -> Answer:
+        """Generate behind `tokens`; `emit` gets the text as it becomes certain, of beams all at the end."""
+        from axon_models.errors import ScoresError
+
+        limit = self._module.config.max_positions - settings.max_new_tokens
         if limit < 1 or len(tokens) > limit:
             raise UserError(
-                f"the prompt has {len(tokens)} tokens; with --max-new-tokens {settings['max_new_tokens']} at most "
-                f"{max(limit, 0)} fit into this model's {self._module.config.max_positions} positions."
+                f"the prompt has {len(tokens)} tokens; with --max-new-tokens {settings.max_new_tokens} at most "
+                f"{max(limit, 0)} fit into the {self._module.config.max_positions} positions of {self._place}."
             )
-        from tokenizers.decoders import DecodeStream
+        try:
+            return self._search(tokens, emit, settings) if settings.beams > 1 else self._draw(tokens, emit, settings)
+        except ScoresError as error:
+            raise UserError(str(error), exit_code=1) from None
 
-        # Bytes of an unfinished character wait in the stream for the rest.
-        stream = DecodeStream(skip_special_tokens=True)
+    def _draw(self, tokens: list[int], emit: Callable[[str], None], settings: Settings) -> Answer:
+        from axon_models.generation.answers import Request
 
-        def emit_token(_row: int, token: int) -> None:
-            text = stream.step(self._tokenizer, token)
-            if text:
-                emit(text)
-
-        (answer,) = axon_models.generate(
-            self._module,
-            [tokens],
-            eos_id=chat.END,
-            stream=emit_token,
-            **settings,
+        self._emit = emit
+        self._batcher.submit(
+            Request(
+                prompt=tokens,
+                max_new_tokens=settings.max_new_tokens,
+                sampling=settings.sampling,
+                seed=settings.seed,
+                stop=settings.stop,
+            )
         )
-        return len(answer)
+        ((_, answer),) = self._batcher.run()
+        return answer
+
+    def _search(self, tokens: list[int], emit: Callable[[str], None], settings: Settings) -> Answer:
+        from axon_models.generation.beams import BeamSettings, beam_search
+
+        best = beam_search(
+            self._module,
+            tokens,
+            max_new_tokens=settings.max_new_tokens,
+            settings=BeamSettings(beams=settings.beams),
+            eos_id=self._eos_id,
+            decode=self._decode,
+            name=self._place,
+        )[0]
+        emit(best.text or "")
+        return best
 
     def conversation(self, messages: list[dict[str, str]]) -> list[int]:
         from tasks.tokenizers import chat
@@ -116,17 +196,17 @@ def _print(text: str) -> None:
     print("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text), end="", flush=True)
 
 
-def generate(checkout: Checkout, model: str, prompt: str, *, raw: bool, **settings: Any) -> None:
+def generate(checkout: Checkout, model: str, prompt: str, settings: Settings, *, raw: bool) -> None:
     """Answer one prompt, or continue it with `raw`."""
     speaker = Speaker(checkout, model)
     tokens = speaker.text(prompt) if raw else speaker.conversation([{"role": "user", "content": prompt}])
     if raw:
         _print(prompt)
-    speaker.say(tokens, _print, **settings)
+    speaker.say(tokens, _print, settings)
     print()
 
 
-def chat(checkout: Checkout, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
+def chat(checkout: Checkout, model: str, settings: Settings) -> None:
     """Read a line, answer it, until an empty line, Ctrl-D or Ctrl-C. Each question stands by itself."""
     speaker = Speaker(checkout, model)
     print(f"{speaker.name}. Ask for example: 37 + 48 = ?   (an empty line or Ctrl-D ends)")
@@ -138,9 +218,8 @@ def chat(checkout: Checkout, model: str, *, temperature: float, max_new_tokens: 
             return
         if not line:
             return
-        tokens = speaker.conversation([{"role": "user", "content": line}])
         try:
-            speaker.say(tokens, _print, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+            speaker.say(speaker.conversation([{"role": "user", "content": line}]), _print, settings)
         except UserError as error:
             print(error, end="")
         print()

@@ -3,6 +3,9 @@
 Prompts are padded at the right to one length and filled in together; then each step adds one token to every row, at
 the row's own position. Lengths come from parameters, never from the batch, so a row's arithmetic is the same
 whatever stands beside it, up to the rounding of differently shaped matrix products.
+
+Training, preferences, evaluation and the gate decode by `generate`, whose bytes are part of their results. What people
+wait for (`axon chat`, an endpoint) goes through `batcher.py`, which is faster and may round differently.
 """
 # B rows (padded), T time, S slots, D model, V vocabulary
 
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axon_models.decoder.model import Decoder
-from axon_models.generation.sampling import Sampling, uniforms
+from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
 from axon_models.layers.cache import KVCache
 
 ROUNDING = 16  # rows and slots come in multiples of so many
@@ -36,31 +39,38 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     eos_id: int | None = None,
     seed: int = 0,
     first_row: int = 0,
     kv_length: int | None = None,
     prompt_length: int | None = None,
     stream: Stream | None = None,
+    name: str = "the model",
 ) -> list[list[int]]:
     """The tokens that continue each prompt, without the prompt and with `eos_id` where it was produced.
 
-    A row ends after `eos_id` or `max_new_tokens` tokens. Temperature 0 is greedy. Row i draws from a stream that
-    depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls. Buffers have
-    `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length` (default: all but
-    `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is chosen. Raises
-    `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out of range.
+    A row ends after `eos_id` or `max_new_tokens` tokens. How a token is chosen is told at `Sampling`. Row i draws
+    from a stream that depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls.
+    Buffers have `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length`
+    (default: all but `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is
+    chosen. Raises `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out
+    of range, and `ScoresError`, which names the model by `name`, where its scores are not finite.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+    )
     kv_length = module.config.max_positions if kv_length is None else kv_length
     prompt_length = kv_length - max_new_tokens if prompt_length is None else prompt_length
     _check(module, prompts, max_new_tokens, kv_length, prompt_length)
     if not prompts:
         return []
-    rows = _Rows(module, prompts, prompt_length, max_new_tokens, seed, first_row)
+    rows = _Rows(module, prompts, prompt_length, max_new_tokens, seed, first_row, watches=sampling.penalizes)
     answers: list[list[int]] = [[] for _ in prompts]
     for step in range(max_new_tokens):
-        chosen = sampling.choose(rows.logits, rows.uniforms[:, step])  # (B,)
+        refuse_what_is_not_finite(rows.logits.sum(), name)
+        chosen = sampling.choose(rows.logits, rows.uniforms[:, step], rows.seen)  # (B,)
         going = []
         for place, token in enumerate(chosen.tolist()):
             row = rows.numbers[place] if place < len(rows.numbers) else None
@@ -88,6 +98,8 @@ class _Rows:
         max_new_tokens: int,
         seed: int,
         first_row: int,
+        *,
+        watches: bool,
     ) -> None:
         config, device = module.config, module.embedding.weight.device
         self.module, self.prompt_length = module, prompt_length
@@ -99,6 +111,7 @@ class _Rows:
         draws = [uniforms(seed, first_row + row, max_new_tokens) for row in self.numbers]
         draws += [[0.0] * max_new_tokens] * n_fill
         self.uniforms = torch.tensor(draws, dtype=torch.float64, device=device)  # (B, max_new_tokens)
+        self.seen = _seen(prompts, n_rows, config.vocab_size).to(device) if watches else None  # (B, V)
         self.slots = torch.arange(_round_up(prompt_length + max_new_tokens), device=device)  # (S,)
         self.cache = KVCache(
             n_layers=config.n_layers,
@@ -117,6 +130,8 @@ class _Rows:
         """Write the `chosen` tokens (B,) and compute the logits after them; keep only the rows `going` if that pays."""
         if _round_up(len(going)) < chosen.shape[0]:
             chosen = self._keep(chosen, going)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen.unsqueeze(1), True)
         positions = (self.lengths + step).unsqueeze(1)  # (B, 1)
         # The furthest that any row of such prompts can be, so that the products' shapes do not depend on the rows.
         n_slots = _round_up(self.prompt_length + step + 1)
@@ -129,8 +144,17 @@ class _Rows:
         kept = torch.tensor(places, device=chosen.device)
         self.numbers = [self.numbers[place] for place in going]
         self.lengths, self.uniforms = self.lengths[kept], self.uniforms[kept]
+        self.seen = None if self.seen is None else self.seen[kept]
         self.cache.keep_rows(kept)
         return chosen[kept]
+
+
+def _seen(prompts: Sequence[Sequence[int]], n_rows: int, vocab_size: int) -> Tensor:
+    """(B, V) bool: the tokens of each prompt; rows that only pad have none."""
+    seen = torch.zeros(n_rows, vocab_size, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    return seen
 
 
 def _check(

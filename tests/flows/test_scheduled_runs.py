@@ -35,8 +35,8 @@ SMALLER = {
     "pretrain.evaluate_every": 10,
     "sft.n_steps": 40,
     "sft.evaluate_every": 20,
-    "preferences.n_prompts": 48,
-    "preferences.n_validation_prompts": 16,
+    "preferences.n_prompts": 96,
+    "preferences.n_validation_prompts": 64,  # enough that some have a best answer, also of a model that knows little
     "ppo.n_iterations": 2,
     "gate.n_maths": 24,
     "gate.n_docs": 8,

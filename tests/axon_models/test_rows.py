@@ -1,0 +1,144 @@
+"""Prepared single-token steps and the modules' own against full recomputation, wherever rows stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from axon_models.decoder import config as configs
+from axon_models.decoder.model import Decoder
+from axon_models.generation import prepared
+from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
+from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.generation.rows import ModuleRows, Rows, rows_for
+from tests.axon_models.small import small_decoder, some_tokens
+
+KINDS: dict[str, Callable[..., Rows]] = {"prepared": PreparedRows, "modules": ModuleRows}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "mha": {"kv_heads": 6},
+    "mqa": {"kv_heads": 1},
+    "odd": {"d_model": 30, "heads": 5, "kv_heads": 5, "n_layers": 1, "vocab_size": 131},
+    "untied": {"tied_embeddings": False},
+    "other_theta_and_eps": {"rope_theta": 500.0, "norm_eps": 1e-1},
+}
+PROMPTS = [some_tokens(n, seed=n).tolist() for n in (3, 20, 1, 11, 33)]
+
+
+def recomputed(model: Decoder, texts: list[list[int]]) -> Tensor:
+    """The logits after each text, all of it computed at once: (B, V)."""
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([text]))[0, -1] for text in texts])
+
+
+def assert_near(logits: Tensor, reference: Tensor) -> None:
+    assert reference.std() > 0.3
+    torch.testing.assert_close(logits, reference, atol=1e-5 * float(reference.abs().max()), rtol=0)
+
+
+@torch.inference_mode()
+def follow(model: Decoder, rows: Rows, n_steps: int) -> None:
+    """Add prompts, step, drop and double rows, add again; hold every logit against full recomputation."""
+    texts = [list(prompt) for prompt in PROMPTS[:3]]
+    assert_near(rows.add(PROMPTS[:3]), recomputed(model, texts))
+    tokens = some_tokens(n_steps, 5, seed=6)
+
+    def steps(columns: range) -> None:
+        for step in columns:
+            chosen = tokens[step, : len(texts)]
+            logits = rows.step(chosen)
+            for text, token in zip(texts, chosen.tolist(), strict=True):
+                text.append(token)
+            assert_near(logits, recomputed(model, texts))
+
+    def keep(order: list[int]) -> None:
+        rows.keep(order)
+        texts[:] = [list(texts[row]) for row in order]
+
+    steps(range(3))
+    keep([2, 1])  # the last takes the place of one that ended
+    texts += [list(prompt) for prompt in PROMPTS[3:]]
+    assert_near(rows.add(PROMPTS[3:]), recomputed(model, texts[2:]))
+    steps(range(3, 6))
+    keep([1, 1, 0, 3, 1])  # as beams do
+    steps(range(6, n_steps))
+    keep([3])
+    steps(range(n_steps - 1, n_steps))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_full_recomputation(shape: str, kind: str) -> None:
+    model = small_decoder(**SHAPES[shape])
+    follow(model, KINDS[kind](model, n_rows=5, length=64, chunk=64, growing=False), 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [1, 5, 16, 1000])
+def test_prompts_filled_in_chunks_are_full_recomputation(kind: str, chunk: int) -> None:
+    model = small_decoder()
+    follow(model, KINDS[kind](model, n_rows=5, length=64, chunk=chunk, growing=False), 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_buffers_grow_while_rows_are_written(kind: str) -> None:
+    model = small_decoder(max_positions=4 * FIRST_SLOTS)
+    rows = KINDS[kind](model, n_rows=2, length=3 * FIRST_SLOTS, chunk=50)
+    prompts = [some_tokens(n).tolist() for n in (FIRST_SLOTS - 2, 5)]
+    with torch.inference_mode():
+        rows.add(prompts)
+        logits = torch.empty(0)
+        for step in range(FIRST_SLOTS + 5):  # past 64 slots, and past twice as many
+            for text in prompts:
+                text.append(step % 60)
+            logits = rows.step(torch.tensor([step % 60] * 2))
+    assert_near(logits, recomputed(model, prompts))
+
+
+def test_growing_stops_at_the_length() -> None:
+    buffer = torch.arange(12.0).view(1, 1, 1, 6, 2)
+    assert grown(buffer, 6, 20) is buffer
+    wider = grown(buffer, 7, 20)
+    assert wider.shape[-2] == 12
+    assert torch.equal(wider[..., :6, :], buffer)
+    assert not wider[..., 6:, :].any()
+    assert grown(buffer, 7, 9).shape[-2] == 9
+    with pytest.raises(ValueError, match="21 slots of keys and values are asked for, at most 20"):
+        grown(buffer, 21, 20)
+
+
+def test_moved_rows_are_those_that_the_order_names() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        buffer = torch.rand(3, 6, 2, 5, 4, generator=generator)
+        order = torch.randint(0, 6, (4,), generator=generator).tolist()
+        moved = buffer.clone()
+        move_rows(moved, order, 5)
+        assert torch.equal(moved[:, :4], buffer[:, order])
+
+
+def test_prepared_rows_are_taken_for_the_decoder_that_they_know() -> None:
+    known = small_decoder()
+    assert isinstance(rows_for(known, n_rows=1, length=8, chunk=8), PreparedRows)
+    assert isinstance(rows_for(known, n_rows=1, length=8, chunk=8, prepare=False), ModuleRows)
+    assert not can_prepare(small_decoder().to(torch.bfloat16))
+    other = small_decoder()
+    other.blocks[1].feed_forward = torch.nn.Identity()
+    assert isinstance(rows_for(other, n_rows=1, length=8, chunk=8), ModuleRows)
+
+
+def test_a_setting_that_is_not_known_is_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later(configs.DecoderConfig):
+        novelty: int = 0
+
+    monkeypatch.setattr(prepared, "DecoderConfig", Later)
+    model = small_decoder()
+    for novelty, expected in ((0, True), (3, False)):
+        model.config = Later(**{**vars(model.config), "novelty": novelty})
+        assert can_prepare(model) is expected
