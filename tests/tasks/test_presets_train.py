@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +106,35 @@ def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
             tokens.append(token)
 
 
+@pytest.mark.parametrize("preset", ["phi", "switch", "gpt3_sparse"])
+def test_a_preset_is_aligned_and_a_policy_starts_as_its_reference(preset, tmp_path, monkeypatch):
+    """An output with a bias, experts that drop tokens in pretraining, bands: through every later stage."""
+    from tasks.steps import dpo, ppo, preferences, reward_model, sft_continued
+
+    def judge(task, prompt, text, target, *, ended):
+        return SimpleNamespace(score=float(len(text) % 2 == 0) + ended, correct=ended, well_formed=True)
+
+    monkeypatch.setattr(preferences, "judge", judge)
+    root = make_root(tmp_path / "root")
+    overrides = {**OVERRIDES, **OWN, "model.preset": preset}
+    for number, step in enumerate((pretrain, sft, preferences, reward_model, dpo, sft_continued)):
+        step.run(make_context(root, overrides, checkpoints=tmp_path / str(number)))
+    trainer = ppo.Trainer(make_context(root, overrides, checkpoints=tmp_path / "ppo"))
+    rollouts = trainer.sample()
+    figures = trainer.update(rollouts)
+    assert figures["clip_fraction"] == 0.0
+    torch.testing.assert_close(rollouts.logprobs, rollouts.ref_logprobs)
+
+
+def test_no_token_is_dropped_where_probabilities_are_compared():
+    model = small("switch", max_positions=64)
+    tokens = torch.randint(40, (2, 48), generator=torch.Generator().manual_seed(1))
+    whole = model.eval().hidden(tokens)
+    assert not torch.equal(model.train().hidden(tokens), whole)
+    model.drop_no_tokens()
+    assert torch.equal(model.train().hidden(tokens), whole)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_micro_batches_add_up_to_the_batch(preset):
     """Whatever the router says, so that accumulation and the number of workers do not change a step."""
@@ -158,7 +188,7 @@ def test_the_weight_of_the_auxiliary_loss_reaches_the_stage(tmp_path, monkeypatc
         given.append(loss)
         raise Enough
 
-    monkeypatch.setattr(sft, "read_model", lambda context, stage: None)
+    monkeypatch.setattr(sft, "read_model", lambda context, stage, drops_tokens: None)
     monkeypatch.setattr(sft, "fit", fit)
     root = make_root(tmp_path / "root")
     with pytest.raises(Enough):
