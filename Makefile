@@ -31,8 +31,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: one runs all tests that start engines, the other the rest.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # What takes minutes each: every stage under plain `dvc repro`, more kills. Results are in docs/performance.md.
 test-slow: install

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
+from flows import processor
 from flows.ports import MLFLOW_PORT, PREFECT_PORT
+from flows.processor import Finding
 from tasks.runtime.checkout import Checkout
 
 _MIN_FREE_GIB = 5
@@ -29,16 +32,13 @@ def examine(checkout: Checkout) -> int:
         _memory(),
         _disk(checkout.root),
         *_ports(),
-        *_processor(),
+        *processor.findings(checkout.root),
     ):
         problems += good is False
         mark = {True: "[green]ok   [/green]", False: "[red]fail [/red]", None: "[dim]note [/dim]"}[good]
-        console.print(mark, line)
+        console.print(mark, escape(line))
     console.print("Fit for a run." if not problems else f"{problems} problem(s) to mend before a run.")
     return 1 if problems else 0
-
-
-Finding = tuple[bool | None, str]
 
 
 def _python() -> Finding:
@@ -93,24 +93,4 @@ def _ports() -> list[Finding]:
             found.append((None, f"port {port} is taken; {what} will take another"))
         else:
             found.append((True, f"port {port} is free for {what}"))
-    return found
-
-
-def _processor() -> list[Finding]:
-    """Cores, and where bfloat16 pays: a GPU, or a processor with AMX or AVX512-BF16."""
-    found: list[Finding] = [(None, f"{os.cpu_count()} cores; `threads` in params.yaml should be at most that")]
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().split() if info.is_file() else []
-    if "amx_bf16" in flags:
-        found.append((None, "the processor has AMX: precision: bfloat16 pays"))
-    elif "avx512_bf16" in flags:
-        found.append((None, "the processor has AVX512-BF16: precision: bfloat16 pays a little"))
-    else:
-        found.append((None, "no AMX and no AVX512-BF16: precision: float32 is likely faster on this processor"))
-    import torch
-
-    if torch.cuda.is_available():
-        found.append((None, f"GPU {torch.cuda.get_device_name(0)}: device: cuda and precision: bfloat16 pay"))
-    else:
-        found.append((None, "no GPU that torch can use; device: cpu"))
     return found

@@ -12,14 +12,18 @@ from tasks.errors import UserError
 
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
+_NEAR = 100
 _ATTEMPTS = 20
 
 _claims: dict[int, int] = {}  # open lock files by port, until this process ends
 
 
 def free_port(preferred: int) -> int:
-    """`preferred`, or any other port, on which nothing listens and that no other process of Axon was given."""
-    for port in (preferred, *[0] * _ATTEMPTS):
+    """`preferred` or one after it on which nothing listens and that no other process of Axon was given.
+
+    Any other port only after those: the kernel deals out the same ones to Ray and to whatever connects meanwhile.
+    """
+    for port in (*range(preferred, min(preferred + _NEAR, 65536)), *[0] * _ATTEMPTS):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -25,6 +25,7 @@ _LATEST = 1e11  # seconds since 1970
 _NONE = 'there is no schedule here; set one: axon schedule --cron "0 3 * * *", --every 6h or --on-data.'
 _KEPT_NOTES = 2000
 _KEPT_S = 7 * 86400
+WORKER = "AXON_WORKER_PID"  # not beside the flow: importing Prefect fixes its settings, before a server has an address
 TOO_LONG = "it took longer than --limit, and was ended; the next one goes on from its checkpoint"
 
 

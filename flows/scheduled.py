@@ -14,11 +14,10 @@ from prefect.runtime import flow_run
 
 from flows import schedule
 from flows.retrain import OCCASION
-from flows.schedule import Schedule
+from flows.schedule import WORKER, Schedule
 from tasks.runtime import checkout as checkouts
 from tasks.runtime import guard
 
-WORKER = "AXON_WORKER_PID"  # who serves the schedule, and outlives what it starts
 _TO_LEAVE_S = 15
 _N_TRIES = 3  # a retraining that was killed goes on from where it was
 

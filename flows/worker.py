@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from rich.console import Console
 
@@ -44,8 +44,6 @@ def work(checkout: Checkout) -> None:
 
     Raises `UserError` where the Prefect server does not come back.
     """
-    from flows.scheduled import WORKER
-
     console = Console(highlight=False)
 
     def waiting(holder: str) -> None:
@@ -57,8 +55,13 @@ def work(checkout: Checkout) -> None:
             f"the schedule of this checkout is served by a work pool: prefect worker start --pool {wanted.pool}. "
             "For `axon worker` set it again without --work-pool."
         )
-    with guard.exclusive(checkout.locks / "worker", who="axon worker", waiting=waiting):
-        os.environ[WORKER] = str(os.getpid())
+    with (
+        guard.exclusive(checkout.locks / "worker", who="axon worker", waiting=waiting),
+        # Prefect's process of a run is bound to the worker only once the flow begins: until then it would outlive a
+        # worker that is killed, asking for a server that is gone, for a minute and more.
+        guard.run_guard(checkout, f"worker-{uuid4().hex}", folder="workers"),
+    ):
+        os.environ[schedule.WORKER] = str(os.getpid())
         schedule.forget_old_notes(checkout)
         with servers.prefect_server(checkout, with_services=True) as wait_until_ready:
             wait_until_ready()

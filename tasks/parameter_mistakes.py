@@ -18,7 +18,16 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxdict = 20
 
 N_SPECIAL_TOKENS = 6
-MIN_VOCAB_SIZE = 256 + N_SPECIAL_TOKENS
+N_ESCAPES = 5
+# The tokens that a tokenizer has before it has learnt anything, and what they are.
+MIN_VOCAB_SIZES = {
+    "byte_level": (256 + N_SPECIAL_TOKENS, f"256 bytes and {N_SPECIAL_TOKENS} special tokens"),
+    "byte_fallback": (
+        256 + N_SPECIAL_TOKENS + N_ESCAPES + 1,
+        f"256 bytes, {N_SPECIAL_TOKENS} special tokens, {N_ESCAPES} for escapes and the space",
+    ),
+}
+MIN_VOCAB_SIZES["own"] = MIN_VOCAB_SIZES["byte_level"]
 
 
 _GROUPED = ("kv_heads", "d_feed_forward", "rope_theta", "rope_scaling")
@@ -60,11 +69,9 @@ def _broken_shape(m: Model) -> list[str]:
 def broken_rules(p: Parameters) -> list[str]:
     """The rules between keys that a single field cannot state."""
     m, wrong = p.model, _broken_shape(p.model)
-    if p.tokenizer.vocab_size < MIN_VOCAB_SIZE:
-        wrong.append(
-            f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {MIN_VOCAB_SIZE}: "
-            f"256 bytes and {N_SPECIAL_TOKENS} special tokens"
-        )
+    smallest, which = MIN_VOCAB_SIZES[p.tokenizer.kind]
+    if p.tokenizer.vocab_size < smallest:
+        wrong.append(f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {smallest}: {which}")
     for name, stage in (("pretrain", p.pretrain), ("sft", p.sft)):
         if stage.seq_len > m.max_positions:
             wrong.append(f"{name}.seq_len={stage.seq_len} must be at most model.max_positions={m.max_positions}")

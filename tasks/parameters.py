@@ -77,6 +77,7 @@ class Data(Section):
 
 
 class Tokenizer(Section):
+    kind: Literal["byte_level", "byte_fallback", "own"]
     vocab_size: Annotated[int, Field(le=65536)]
 
 
@@ -224,6 +225,7 @@ class Runtime(Section):
     checkpoint_every_s: NonNegative
     sampling_workers: Count
     min_workers: Annotated[int, Field(ge=0)] = 0
+    activation_checkpointing: bool = False
 
 
 class Parameters(Section):

@@ -60,7 +60,7 @@ def _softmax_type(tensor: Tensor) -> torch.dtype:
 
 
 class _Scores:
-    """Log-probabilities of one chunk after another, in buffers that are used again: fresh ones cost half the time."""
+    """Probabilities of one chunk after another, in buffers that are used again: fresh ones cost half the time."""
 
     def __init__(self, inputs: Tensor, matrix: Tensor, chunk: int, exact: torch.dtype) -> None:
         self.inputs, self.transposed = inputs, matrix.t()
@@ -70,10 +70,24 @@ class _Scores:
 
     def logprobs(self, part: slice) -> Tensor:
         """(C, V), overwritten by the next call."""
+        scores = self._scores(part)
+        return torch.log_softmax(scores, -1, out=scores)
+
+    def losses_and_probabilities(self, part: slice, at: Tensor) -> tuple[Tensor, Tensor]:
+        """−log pₙ[atₙ] (C, 1) for at (C, 1), and p (C, V), which the next call overwrites.
+
+        Softmax's own exponentials are the only ones: e^log_softmax would take as long as all of log_softmax again. The
+        normaliser log Σ e^score follows from the largest score and its probability, which is at least 1/V.
+        """
+        scores = self._scores(part)
+        largest, chosen = scores.amax(-1, keepdim=True), scores.gather(1, at)  # (C, 1) each
+        p = torch.softmax(scores, -1, out=scores)
+        return largest - p.amax(-1, keepdim=True).log_() - chosen, p
+
+    def _scores(self, part: slice) -> Tensor:
         inputs = self.inputs[part]
         products = torch.mm(inputs, self.transposed, out=self.products[: inputs.shape[0]])
-        scores = self.exact[: inputs.shape[0]].copy_(products)
-        return torch.log_softmax(scores, -1, out=scores)
+        return self.exact[: inputs.shape[0]].copy_(products)
 
     def rounded(self, d_scores: Tensor) -> Tensor:
         """(C, V) in the products' type, overwritten by the next call."""
@@ -101,12 +115,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             at = targets[part].unsqueeze(1)  # (C, 1)
             scale = None if weights is None else weights[part].to(exact).unsqueeze(1)  # (C, 1)
-            logprobs = scores.logprobs(part)  # (C, V)
-            losses = -logprobs.gather(1, at)  # (C, 1)
+            losses, p = scores.losses_and_probabilities(part, at)  # (C, 1), (C, V)
             loss += (losses if scale is None else losses * scale).sum()
             if with_gradients:
                 # The gradient by the scores is softmax − one-hot.
-                d_scores = logprobs.exp_().scatter_add_(1, at, torch.full_like(losses, -1.0))
+                d_scores = p.scatter_add_(1, at, torch.full_like(losses, -1.0))
                 d_products = scores.rounded(d_scores if scale is None else d_scores.mul_(scale))
                 torch.mm(d_products, matrix, out=d_hidden[part])
                 d_weight += d_products.t() @ inputs[part]

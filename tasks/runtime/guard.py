@@ -29,6 +29,7 @@ from tasks.runtime.checkout import Checkout
 RUN_MARK = "AXON_RUN_ID"
 RUN_PID = "AXON_RUN_PID"
 _PR_SET_PDEATHSIG = 1
+_GONE_WITHIN_S = 5.0  # a holder that ends has ended by then; waited even by who may not wait
 
 
 def bind_to_parent() -> None:
@@ -78,7 +79,7 @@ def exclusive(path: Path, *, who: str, waiting: Callable[[str], None] | None) ->
 
 def _take(descriptor: int, path: Path, waiting: Callable[[str], None] | None) -> None:
     told = False
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + _GONE_WITHIN_S
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

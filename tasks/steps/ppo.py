@@ -55,6 +55,7 @@ from tasks.training.losses import stream_loss
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.outputs import read_model, write_metrics, write_model
 from tasks.training.parallel import World
+from tasks.training.recomputation import recompute_activations
 from tasks.training.sampling import rows_of_batch, seed_of
 from tasks.training.state import load_training_tensors, training_tensors
 
@@ -114,6 +115,9 @@ class Trainer:
             ),
         }
         self.models: dict[str, nn.Module] = {"policy": self.policy, "value": self.value.model}
+        if params.runtime.activation_checkpointing:
+            for model in self.models.values():
+                recompute_activations(model)
         self.prompts = prompts.to_answer(
             context, params.ppo.n_iterations * params.ppo.prompts_per_iteration, stage=STAGE
         )

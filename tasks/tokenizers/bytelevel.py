@@ -5,30 +5,49 @@ Digits stand alone, so that a number is read place by place (Singh and Strouse 2
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tasks.errors import UserError
-from tasks.files import new_directory, write_bytes, write_json, write_text
-from tasks.tokenizers.chat import END, END_OF_TEXT, PAD, SPECIAL_TOKENS, TEMPLATE
+from tasks.tokenizers.chat import SPECIAL_TOKENS
+from tasks.tokenizers.folder import FILES, keep, load, of_size, save
 
-FILES = ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
+# Directories of tokenizers are read and written alike for all kinds; most of the callers know this kind alone.
+__all__ = ["CHARACTERS", "FILES", "around", "keep", "load", "save", "splitter", "train"]
+
+
+def _characters() -> tuple[str, ...]:
+    """The character that stands for each byte in tokenizer.json: itself where it can be seen, else one from U+0100
+    on (Radford et al. 2019, section 2.2)."""
+    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte) if byte in seen else chr(next(others)) for byte in range(256))
+
+
+CHARACTERS = _characters()
+
+
+def splitter() -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words, which no merge crosses, and writes their bytes as `CHARACTERS`."""
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def around(model: models.BPE) -> Tokenizer:
+    """A tokenizer of this kind with these merges."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = splitter()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """A tokenizer whose ids are the special tokens, the 256 bytes, then merges by frequency.
 
-    Raises UserError when the texts are too few for so many merges: a smaller vocabulary than promised would
-    change the shape of the model in silence.
+    Raises UserError when the texts are too few for so many merges.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = around(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -36,72 +55,4 @@ def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size}: the training text yields only {tokenizer.get_vocab_size()} tokens; "
-            "lower tokenizer.vocab_size in params.yaml, or add text under data",
-            exit_code=1,
-        )
-    return tokenizer
-
-
-def save(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write tokenizer.json and the files by which `transformers.AutoTokenizer` loads it, chat template included."""
-    with new_directory(directory) as folder:
-        write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
-        special = {
-            "bos_token": SPECIAL_TOKENS[END_OF_TEXT],
-            "eos_token": SPECIAL_TOKENS[END],
-            "pad_token": SPECIAL_TOKENS[PAD],
-        }
-        others = [token for token in SPECIAL_TOKENS if token not in special.values()]
-        write_json(folder / "special_tokens_map.json", special | {"additional_special_tokens": others})
-        write_json(
-            folder / "tokenizer_config.json",
-            special
-            | {
-                "additional_special_tokens": others,
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": False,
-                "chat_template": TEMPLATE,
-            },
-        )
-
-
-def keep(kept: Path, directory: Path, *, vocab_size: int) -> Tokenizer:
-    """Copy the files of a tokenizer that was kept, byte for byte, and load it.
-
-    Raises UserError if a file is missing, or the vocabulary has another size than the parameters say.
-    """
-    tokenizer = load(kept)
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size}, but the tokenizer kept in {kept} has {tokenizer.get_vocab_size()} "
-            f"tokens; set tokenizer.vocab_size to that, or remove {kept / FILES[0]} to train one"
-        )
-    missing = [name for name in FILES if not (kept / name).is_file()]
-    if missing:
-        raise UserError(f"{kept} holds a tokenizer without {', '.join(missing)}; restore it: git checkout {kept}")
-    with new_directory(directory) as folder:
-        for name in FILES:
-            write_bytes(folder / name, (kept / name).read_bytes())
-    return tokenizer
-
-
-def load(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory; raises UserError if its special tokens are not those of the chat format."""
-    path = directory / "tokenizer.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it with: axon run tokenizer") from None
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}; make it again with: axon run tokenizer") from None
-    tokenizer = Tokenizer.from_str(text)
-    found = tuple(tokenizer.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
-    if found != SPECIAL_TOKENS:
-        raise UserError(f"{path} must have the tokens {', '.join(SPECIAL_TOKENS)} as ids 0 to 5, but has {found}")
-    tokenizer.encode_special_tokens = True  # text that spells a special token stays text
-    return tokenizer
+    return of_size(tokenizer, vocab_size)

@@ -1,17 +1,19 @@
-"""Tokenise the records of a split in shards, and write them as one array with an index beside it."""
+"""Shards of texts become ids in other processes, and ids become one array."""
 
 from __future__ import annotations
 
 import base64
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
 
-from tasks.data import records
-from tasks.tokenizers import bytelevel, chat
+from tasks.tokenizers import chat, folder
 
 SHARD_BYTES = 1_500_000
 MAX_VOCAB_SIZE = 2**16
@@ -31,55 +33,90 @@ def plan(sizes: Sequence[int], rows: Sequence[int], shard_bytes: int = SHARD_BYT
 
 
 def encode(item: dict[str, Any]) -> dict[str, Any]:
-    """For fan-out: `{"root": …, "table": "text" or "demonstrations", "rows": […]}` to the ids of these rows.
+    """For fan-out: `{"root": …, "texts": […]}` or `{"root": …, "prompts": […], "answers": […]}` to their ids.
 
     A text ends with `<|endoftext|>`; a demonstration is a whole chat, with the length of its prompt.
     """
-    root = Path(item["root"])
-    tokenizer = bytelevel.load(root / "tokenizer")
-    path = root / "data" / f"{item['table']}.parquet"
-    if item["table"] == "text":
-        texts = records.read(path, ["text"])["text"]
-        encoded = [([*chat.encode_text(tokenizer, texts[row]), chat.END_OF_TEXT], 0) for row in item["rows"]]
+    path = Path(item["root"]) / "tokenizer"
+    tokenizer = _loaded(path, (path / folder.FILES[0]).stat().st_mtime_ns)
+    tokens, lengths, prompt_lengths = array("H"), [], []
+    if "texts" in item:
+        for encoding in _encode_all(tokenizer, item["texts"]):
+            ids = encoding.ids
+            tokens.fromlist(ids)
+            tokens.append(chat.END_OF_TEXT)
+            lengths.append(len(ids) + 1)
+            prompt_lengths.append(0)
     else:
-        columns = records.read(path, ["prompt", "answer"])
-        pairs = [(columns["prompt"][row], columns["answer"][row]) for row in item["rows"]]
-        encoded = [chat.encode_example(tokenizer, prompt, answer) for prompt, answer in pairs]
-    return {
-        "tokens": _pack(ids for ids, _ in encoded),
-        "lengths": [len(ids) for ids, _ in encoded],
-        "prompt_lengths": [prompt_length for _, prompt_length in encoded],
-    }
+        for prompt, answer in zip(item["prompts"], item["answers"], strict=True):
+            ids, prompt_length = chat.encode_example(tokenizer, prompt, answer)
+            tokens.fromlist(ids)
+            lengths.append(len(ids))
+            prompt_lengths.append(prompt_length)
+    return {"tokens": pack(tokens), "lengths": lengths, "prompt_lengths": prompt_lengths}
 
 
-def _pack(encoded: Iterable[Sequence[int]]) -> str:
+@lru_cache(maxsize=1)
+def _loaded(path: Path, _modified_ns: int) -> Tokenizer:
+    """The tokenizer, with what it remembers of words, for all shards that a process encodes."""
+    return folder.load(path)
+
+
+def _encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> Sequence[Encoding]:
+    """As `chat.encode_text` of each, without the places of tokens in the text; in one thread, as fan-out promises."""
+    tokenizer.encode_special_tokens = True
+    parallel = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        return list(tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+    finally:
+        if parallel is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallel
+
+
+def pack(tokens: array[int]) -> str:
     """Ids as base64 of little-endian uint16, a quarter of the size of JSON numbers."""
-    flat = np.fromiter((token for ids in encoded for token in ids), dtype="<u2")
-    return base64.b64encode(flat.tobytes()).decode()
+    return base64.b64encode(np.asarray(tokens, dtype="<u2").tobytes()).decode()
 
 
 def unpack(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<u2")
 
 
-def write_array(path: Path, parts: Iterable[np.ndarray], n_tokens: int) -> None:
-    """Write parts one after another as a .npy of `n_tokens` uint16, atomically, one part in memory at a time."""
+def write_array(path: Path, parts: Iterable[np.ndarray], n_tokens: int | None = None) -> int:
+    """Write parts one after another as a .npy of uint16, atomically, one part in memory at a time; returns their
+    length.
+
+    Raises RuntimeError, and leaves nothing behind, if that is not `n_tokens` where it is given.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    header = {"descr": "<u2", "fortran_order": False, "shape": (n_tokens,)}
     written = 0
     try:
         with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, 0)
+            begin = file.tell()
             for part in parts:
-                file.write(np.ascontiguousarray(part, dtype="<u2").tobytes())
+                file.write(np.ascontiguousarray(part, dtype="<u2").data)
                 written += len(part)
+            file.seek(0)
+            _write_header(file, written)  # as long as before: numpy leaves room for the length to grow
+            if file.tell() != begin:
+                raise RuntimeError(f"{path.name}: its header of {file.tell()} bytes was {begin} bytes long")
             file.flush()
             os.fsync(file.fileno())
-        if written != n_tokens:
+        if n_tokens is not None and written != n_tokens:
             raise RuntimeError(f"{path.name}: {written} tokens written where the index has {n_tokens}")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return written
+
+
+def _write_header(file: BinaryIO, n_tokens: int) -> None:
+    header = {"descr": "<u2", "fortran_order": False, "shape": (n_tokens,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def offsets(lengths: Sequence[int]) -> Iterator[int]:

@@ -23,6 +23,7 @@ from tasks.training.divergence import WINDOW, Watch
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.parallel import Objective, Partitioned, Sharded, World, clip
 from tasks.training.pipeline import Pipelined, pipelines
+from tasks.training.recomputation import recompute_activations
 from tasks.training.state import (
     generator_tensors,
     load_generator_tensors,
@@ -124,6 +125,8 @@ def fit(
     """
     device = next(model.parameters()).device
     world = World(context.rank, context.n_workers, context.node_rank)
+    if context.params.runtime.activation_checkpointing:
+        recompute_activations(model)
     objective = spread(Objective(model, loss), world, context.params.partition, recipe.precision)
     optimizer = adamw(model, learning_rate=recipe.learning_rate, beta2=recipe.beta2, weight_decay=recipe.weight_decay)
     checkpoints = Checkpoints(

@@ -58,6 +58,17 @@ def test_linear_cross_entropy_without_gradients_and_without_positions() -> None:
     assert hidden.grad.abs().sum() == 0
 
 
+def test_linear_cross_entropy_of_certain_and_of_hopeless_tokens() -> None:
+    """Scores 200 apart: the likely token costs nothing, and the probability of the other is 0 in float32."""
+    hidden, weight = torch.tensor([[1.0], [1.0]], requires_grad=True), torch.tensor([[200.0], [0.0], [-500.0]])
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]), weights=torch.tensor([1.0, 2.0]))
+    assert loss.item() == 400.0
+    assert linear_cross_entropy(hidden[:1], weight, torch.tensor([0])).item() == 0.0
+    assert linear_cross_entropy(hidden[:1], weight, torch.tensor([2])).item() == 700.0
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert gradient.tolist() == [[0.0], [400.0]]  # 2 · (200 − 0) for the second
+
+
 def test_linear_cross_entropy_under_autocast_is_near() -> None:
     hidden, weight, targets = inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

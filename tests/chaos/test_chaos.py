@@ -31,6 +31,7 @@ def test_random_kills_change_nothing(finished: FinishedRun, tmp_path: Path, caps
         outcomes = leg.carry_out()
         with capsys.disabled():
             print(f"\nAXON_CHAOS_SEED={seed}", *(campaigns.in_words(outcome) for outcome in outcomes), sep="\n")
-        assert leg.problems == [], (setting.workspace.root / "axon.log").read_text()[-4000:]
-        assert len(outcomes) + len(leg.missed) == len(kills)
-        assert outcomes, "at least one process was killed"
+        log = (setting.workspace.root / "axon.log").read_text()[-4000:]
+        assert leg.problems == [], f"AXON_CHAOS_SEED={seed}\n{log}"
+        assert len(outcomes) + len(leg.missed) == len(kills), f"AXON_CHAOS_SEED={seed}"
+        assert outcomes, f"AXON_CHAOS_SEED={seed}: at least one process was killed"

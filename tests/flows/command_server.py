@@ -25,11 +25,11 @@ PASSED_OVER = (".git", ".dvc/tmp", ".axon/locks", ".axon/matplotlib")
 def tree(root: Path) -> dict[str, tuple[int, int, int]]:
     """Size, time and inode of every file below `root` that a command has no business to touch where it fails."""
     found: dict[str, tuple[int, int, int]] = {}
-    waiting = [str(root)]
+    waiting, n_before = [str(root)], len(str(root)) + 1
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
-                name = os.path.relpath(entry.path, root)
+                name = entry.path[n_before:]
                 if name in PASSED_OVER or entry.name == "__pycache__":
                     continue
                 if entry.is_dir(follow_symlinks=False):

@@ -13,10 +13,10 @@ __all__ = ["FinishedRun"]
 
 
 @pytest.fixture(scope="session")
-def axon(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+def axon(undisturbed: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Commands in a copy of a workspace in which the whole pipeline has run."""
     root = tmp_path_factory.mktemp("fuzzed") / "checkout"
-    shutil.copytree(finished.workspace.root, root, symlinks=True)
+    shutil.copytree(undisturbed.copy, root, symlinks=True)
     commands = Commands(Workspace(root))
     yield commands
     commands.close()

@@ -1,4 +1,4 @@
-"""Many commands in one process of a workspace, each with what was mutated for it; see `command_server`."""
+"""Many commands in one process of a workspace, each with what was changed for it; see `command_server`."""
 
 from __future__ import annotations
 

@@ -43,6 +43,21 @@ def test_a_port_that_somebody_listens_on_is_not_given():
         assert ports.free_port(taken) != taken
 
 
+def test_the_next_port_is_one_that_the_kernel_does_not_deal_out():
+    with socket.socket() as server:
+        taken = next(port for port in range(20000, 30000) if _listens(server, port))
+        assert taken < ports.free_port(taken) <= taken + 99
+
+
+def _listens(server: socket.socket, port: int) -> bool:
+    try:
+        server.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    server.listen()
+    return True
+
+
 def test_the_same_process_may_ask_again():
     wanted = unused()
     assert ports.free_port(wanted) == ports.free_port(wanted) == wanted

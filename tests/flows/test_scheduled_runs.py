@@ -26,7 +26,7 @@ from tests.flows import scheduled_account
 from tests.flows.scheduled_account import Account
 from tests.flows.workspace import TINY, Workspace, command_line, wait_until
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(2700)]
 SEED = int(os.environ.get("AXON_TEST_SEED", "1"))
 EVERY_S = 15
 AT_LEAST = 20
@@ -78,7 +78,10 @@ class Check:
         self.stopped_at = time.time()
         self.worker.send_signal(number)
         self.worker.wait(timeout=60)
-        wait_until(lambda: not self.workspace.left_running(), limit_s=40, every_s=0.3)
+        try:
+            wait_until(lambda: not self.workspace.left_running(), limit_s=40, every_s=0.3)
+        except AssertionError:
+            raise AssertionError(f"40 s after the worker there is {self.workspace.left_running()}") from None
 
     def bring_data(self, gate: dict[str, Any]) -> None:
         """New records before the next run, and a gate that promotes or refuses what is trained on them."""
@@ -128,7 +131,7 @@ class Check:
     def wait_for_completed(self, n: int = 1) -> None:
         """Wait until `n` more runs have come to their end, and nothing is left to go on with."""
         before = self.n_completed()
-        wait_until(lambda: self.n_completed() >= before + n and self.is_calm(), limit_s=300, every_s=0.5)
+        wait_until(lambda: self.n_completed() >= before + n and self.is_calm(), limit_s=600, every_s=0.5)
 
     # Faults
 

@@ -39,6 +39,11 @@ def test_the_repository_s_own_parameters_are_allowed():
         ({"model.d_model": 190, "model.heads": 6}, "model.d_model=190 must be divisible by model.heads=6"),
         ({"model.d_model": 192, "model.heads": 6, "model.kv_heads": 4}, "model.kv_heads=4 must divide model.heads=6"),
         ({"tokenizer.vocab_size": 200}, "tokenizer.vocab_size=200 must be at least 262"),
+        (
+            {"tokenizer.vocab_size": 267, "tokenizer.kind": "byte_fallback"},
+            "tokenizer.vocab_size=267 must be at least 268",
+        ),
+        ({"tokenizer.kind": "word"}, "tokenizer.kind='word'"),
         ({"pretrain.seq_len": 4096}, "pretrain.seq_len=4096 must be at most model.max_positions"),
         ({"pretrain.accumulation": 3}, "pretrain.accumulation=3 must divide pretrain.batch_size"),
         ({"data.maths.kinds": ["additon"]}, "data.maths.kinds.0='additon'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tasks.files import read_json, write_json
 from tasks.steps.ppo import Trainer
 from tests.helpers import make_context
 from tests.tasks.test_steps_training import _easy_judge, trained  # noqa: F401 fixtures
+from tests.tasks.test_training_parallel import SERVER
 from tests.tasks.tiny_root import OVERRIDES
 
 N_WORKERS = 3  # minibatches have two rows: for one worker no row is left
@@ -57,7 +57,7 @@ def _work(rank: int, folder: str) -> None:
 
 def test_several_workers_do_what_one_does_and_one_goes_on_from_their_checkpoint(trained, tmp_path):  # noqa: F811
     root = Path(shutil.copytree(trained, tmp_path / "together"))
-    workers = [get_context("spawn").Process(target=_work, args=(rank, str(root))) for rank in range(N_WORKERS)]
+    workers = [SERVER.Process(target=_work, args=(rank, str(root))) for rank in range(N_WORKERS)]
     for worker in workers:
         worker.start()
     alone = _trainer(Path(shutil.copytree(trained, tmp_path / "alone")))

@@ -56,7 +56,8 @@ def test_a_second_writer_is_told_who_the_first_is_and_gets_in_when_it_is_killed(
     holder.wait()
 
 
-def test_a_writer_that_may_not_wait_fails_with_the_holder_s_name(tmp_path):
+def test_a_writer_that_may_not_wait_fails_with_the_holder_s_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "_GONE_WITHIN_S", 0.5)
     path = tmp_path / "lock"
     holder = python(HOLD.format(path=str(path)))
     holder.stdout.readline()

@@ -112,6 +112,16 @@ def test_a_second_run_leaves_the_same_bytes(trained, tmp_path, stage):
     assert digests(root, "models", "metrics", "preferences") == before
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward_model", "dpo", "ppo"])
+def test_activation_checkpointing_changes_no_byte_of_a_stage(trained, tmp_path, stage):
+    root = tmp_path / "again"
+    shutil.copytree(trained, root)
+    before = digests(root, "models", "metrics")
+    shutil.rmtree(root / "models" / stage)
+    _run(root, stage, overrides={"runtime.activation_checkpointing": True}, name="again")
+    assert digests(root, "models", "metrics") == before
+
+
 @pytest.mark.parametrize(("stage", "killed_at"), [("sft", 3), ("reward_model", 2), ("dpo", 1), ("ppo", 1), ("ppo", 2)])
 def test_a_killed_stage_resumes_to_the_same_bytes(trained, tmp_path, stage, killed_at):
     root = tmp_path / "cut"

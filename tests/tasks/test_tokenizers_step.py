@@ -10,7 +10,7 @@ import pytest
 
 from tasks.data import records
 from tasks.steps import data, tokenizer
-from tasks.tokenizers import bytelevel, chat, shards
+from tasks.tokenizers import bytelevel, chat, rows, shards, splits
 from tests.helpers import make_context
 from tests.tasks.test_data_own_files import _write
 
@@ -84,6 +84,43 @@ def test_held_out_words_do_not_shape_the_vocabulary(root: Path, tmp_path: Path) 
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_bytes() == expected
 
 
+@pytest.mark.parametrize("kind", ["byte_fallback", "own"])
+def test_another_kind_is_trained_and_gives_every_text_back(root: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "data").symlink_to(root / "data")
+    tokenizer.run(make_context(tmp_path, {"tokenizer.kind": kind, "tokenizer.vocab_size": 320}))
+    same = [(tmp_path / name).read_bytes() == (root / name).read_bytes() for name in ("tokenizer/tokenizer.json",)]
+    assert same == [kind == "own"], "our own BPE must learn what the library learns, and byte fallback something else"
+    tok = bytelevel.load(tmp_path / "tokenizer")
+    text = records.read(root / "data" / "text.parquet", ["split", "text"])
+    expected = [content for split, content in zip(text["split"], text["text"], strict=True) if split == "train"]
+    tokens = shards.load_tokens(tmp_path / "tokens" / "text.train.npy")
+    ends = np.flatnonzero(tokens == chat.END_OF_TEXT)
+    found = [tok.decode(part[part != chat.END_OF_TEXT].tolist()) for part in np.split(tokens, ends + 1)[:-1]]
+    assert found == expected
+
+
+def test_windows_and_batches_do_not_show(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of one row, two at a time, read in batches of three rows: the same bytes."""
+    for folder in ("data", "tokenizer"):
+        (tmp_path / folder).symlink_to(root / folder)
+    monkeypatch.setattr(splits, "WINDOW", 2)
+    monkeypatch.setattr(rows, "BATCH_ROWS", 3)
+    monkeypatch.setattr(shards.plan, "__defaults__", (1,))
+    splits.tokenise(tmp_path, make_context(tmp_path).fan_out)
+    for file in sorted((root / "tokens").iterdir()):
+        assert (tmp_path / "tokens" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_rows_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "BATCH_ROWS", 4)
+    records.write(tmp_path / "x.parquet", {"a": [str(i) for i in range(10)], "b": ["é" * i for i in range(10)]})
+    reader = rows.Reader(tmp_path / "x.parquet", ["a", "b"])
+    for wanted in ([0, 1, 5, 9], [2, 3], [], [9], [0]):
+        taken = {"a": [str(i) for i in wanted], "b": ["é" * i for i in wanted]}
+        assert reader.take(wanted) == taken
+    assert rows.sizes(tmp_path / "x.parquet", ["a", "b"]) == [1 + 2 * i for i in range(10)]
+
+
 def test_shards_cover_all_rows_once() -> None:
     sizes = [5, 1, 9, 2, 2]
     assert shards.plan(sizes, [0, 2, 3, 4], shard_bytes=10) == [[0, 2], [3, 4]]
@@ -94,3 +131,10 @@ def test_an_array_of_another_length_than_its_index_is_not_left_behind(tmp_path: 
     with pytest.raises(RuntimeError, match="3 tokens written"):
         shards.write_array(tmp_path / "x.npy", [np.arange(3)], 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_is_what_numpy_writes(tmp_path: Path) -> None:
+    expected = np.arange(1000, dtype=np.uint16)
+    assert shards.write_array(tmp_path / "x.npy", [expected[:1], expected[1:]]) == 1000
+    np.save(tmp_path / "y.npy", expected)
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "y.npy").read_bytes()

@@ -38,9 +38,9 @@ def _tokens(k):
     return Batch(tensors={"tokens": both[:, :-1], "targets": both[:, 1:]}, n_targets=96, n_tokens=96)
 
 
-# Forks of a process that has imported this file once: a second less for each worker.
+# Forks of a process that has imported this once: seconds less for each worker.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SERVER.set_forkserver_preload([__name__, "torch.distributed.fsdp", "torch.distributed.pipelining"])
 KINDS = {
     "toy": (_net, _batch, _loss),
     "decoder": (_decoder, _tokens, stream_loss),
@@ -58,6 +58,7 @@ def _work(
     every_s: float,
     apart: bool,
     partition: str,
+    recompute: bool,
 ) -> None:
     """What one worker does: train a small model, and keep its weights and losses."""
     folder, (make, batch, loss) = Path(root), KINDS[kind]
@@ -75,7 +76,9 @@ def _work(
     )
     if apart:
         context = dataclasses.replace(context, checkpoints=node(folder, rank), node_rank=0)
-    context = dataclasses.replace(context, params=context.params.model_copy(update={"partition": partition}))
+    runtime = context.params.runtime.model_copy(update={"activation_checkpointing": recompute})
+    params = context.params.model_copy(update={"partition": partition, "runtime": runtime})
+    context = dataclasses.replace(context, params=params)
     recipe = dataclasses.replace(RECIPE, n_steps=n_steps, accumulation=2)
 
     def evaluate():
@@ -104,11 +107,12 @@ def _train(
     every_s: float = 3600.0,
     apart: bool = False,
     partition: str = "none",
+    recompute: bool = False,
 ) -> list[tuple[dict, list]]:
     """Train with `size` workers; weights and curve of each of them. apart: on nodes that share no disk."""
     root.mkdir(parents=True, exist_ok=True)
-    arguments = [(rank, size, str(root), kind, n_steps, killed_at, every_s, apart, partition) for rank in range(size)]
-    workers = [SERVER.Process(target=_work, args=a) for a in arguments]
+    same = (size, str(root), kind, n_steps, killed_at, every_s, apart, partition, recompute)
+    workers = [SERVER.Process(target=_work, args=(rank, *same)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -196,6 +200,15 @@ def test_other_presets_train_with_two_workers_as_with_one(tmp_path, preset, part
             torch.testing.assert_close(own[compared], weights[name][compared], rtol=1e-3, atol=1e-5)
         for row, single in zip(own_curve, curve, strict=True):
             assert row == pytest.approx(single, rel=1e-3)
+
+
+@pytest.mark.parametrize("partition", ["none", "shard", "pipeline"])
+def test_activation_checkpointing_changes_no_bit_for_several_workers(tmp_path, partition):
+    plain = _train(tmp_path / "plain", 2, kind="decoder", n_steps=4, partition=partition)
+    again = _train(tmp_path / "again", 2, kind="decoder", n_steps=4, partition=partition, recompute=True)
+    for (weights, curve), (own_weights, own_curve) in zip(plain, again, strict=True):
+        assert own_curve == curve
+        assert all(torch.equal(own_weights[name], weights[name]) for name in weights)
 
 
 def test_workers_without_a_shared_disk_go_on_when_each_has_the_shares_of_all(undisturbed, tmp_path):

@@ -6,13 +6,21 @@ import pytest
 
 from tasks.lineage.audit import anchoring, examination, snapshot
 from tasks.lineage.store import StatementStore
-from tests.tasks.lineage import audited_run
+from tests.tasks.lineage import audited_run, forget_workspace
 
 
 @pytest.fixture(scope="session")
 def audited(tmp_path_factory):
     """The checkout of `audited_run`, for tests that alter nothing, or put everything back."""
     return audited_run.make(tmp_path_factory.mktemp("audited"))
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory):
+    """The checkout of `forget_workspace` behind its first run; whoever alters anything takes a copy."""
+    checkout = forget_workspace.make(tmp_path_factory.mktemp("planted") / "checkout")
+    assert forget_workspace.run(checkout) == ["data", "tokenizer", "pretrain"]
+    return checkout
 
 
 @pytest.fixture

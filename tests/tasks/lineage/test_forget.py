@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import io
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    checkout = workspace.make(tmp_path_factory.mktemp("forget") / "checkout")
-    root = checkout.root
-    assert workspace.run(checkout) == ["data", "tokenizer", "pretrain"]
+def story(planted: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    root = shutil.copytree(planted.root, tmp_path_factory.mktemp("forget").resolve() / "checkout")
+    checkout = Checkout(root)
     version = workspace.register(checkout)
     held_before = holding(root)
     before = workspace.snapshot(root)

@@ -12,17 +12,10 @@ from tasks.runtime.checkout import Checkout
 from tests.tasks.lineage import forget_workspace as workspace
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Checkout:
-    checkout = workspace.make(tmp_path_factory.mktemp("indexing") / "checkout")
-    workspace.run(checkout)
-    return checkout
-
-
 @pytest.fixture
-def checkout(finished, tmp_path) -> Checkout:
+def checkout(planted, tmp_path) -> Checkout:
     """A copy of the finished run without its index."""
-    shutil.copytree(finished.root, tmp_path / "checkout")
+    shutil.copytree(planted.root, tmp_path / "checkout")
     shutil.rmtree(tmp_path / "checkout" / ".axon" / "records")
     return Checkout(tmp_path / "checkout")
 
@@ -35,9 +28,9 @@ def update(checkout: Checkout) -> list[Path]:
     return indexing.bring_up_to_date(checkout, workspace.parameters(checkout).model_dump(mode="json"))
 
 
-def test_a_lost_index_is_made_anew_from_what_stands_in_the_workspace(finished, checkout):
+def test_a_lost_index_is_made_anew_from_what_stands_in_the_workspace(planted, checkout):
     update(checkout)
-    assert names(checkout.state / "records") == names(finished.state / "records") != set()
+    assert names(checkout.state / "records") == names(planted.state / "records") != set()
     assert update(checkout) == []
 
 
