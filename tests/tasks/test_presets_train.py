@@ -20,6 +20,7 @@ from tasks.steps.pretrain import config_of_shape
 from tasks.training.batches import Batch
 from tasks.training.losses import PackedLoss, packed_loss, stream_loss
 from tasks.training.packing import packed_batch
+from tasks.training.recomputation import recompute_activations
 from tests.helpers import make_context, make_params
 from tests.tasks.test_training_packing import _examples
 from tests.tasks.tiny_root import OVERRIDES, make_root
@@ -150,6 +151,21 @@ def test_micro_batches_add_up_to_the_batch(preset):
             torch.stack(values).sum().backward()
             found.append((torch.stack(values).sum().detach(), [p.grad.clone() for p in model.parameters()]))
         torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_recomputed_activations_give_the_same_gradients(preset):
+    both = torch.randint(40, (2, 17), generator=torch.Generator().manual_seed(1))
+    found = []
+    for recomputed in (False, True):
+        model = small(preset).train()
+        if recomputed:
+            recompute_activations(model)
+        loss = stream_loss(model, {"tokens": both[:, :-1], "targets": both[:, 1:]})
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_the_router_loss_is_added_as_many_times_as_there_are_targets():
