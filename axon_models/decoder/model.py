@@ -19,6 +19,7 @@ from axon_models.layers.attend import Attend, as_bias, banded, both_seen, causal
 from axon_models.layers.block import Block as Block  # what a model is made of, for those who deal with parts of it
 from axon_models.layers.cache import KVCache
 from axon_models.layers.moe.routing import RoutedExperts
+from axon_models.layers.moe.switch import SwitchExperts
 from axon_models.layers.rolling_cache import RollingCache
 
 Cache = KVCache | RollingCache
@@ -70,6 +71,12 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=residual_std if writes_residual else std, generator=generator)
         if self.config.output_bias:
             nn.init.zeros_(self.output.weight[:, -1])
+
+    def drop_no_tokens(self) -> None:
+        """From here on no expert is ever full in training, as it never is in evaluation; weights stay as they are."""
+        for module in self.modules():
+            if isinstance(module, SwitchExperts):
+                module.capacity_factor = float(module.n_experts)
 
     def new_cache(
         self,

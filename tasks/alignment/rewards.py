@@ -40,7 +40,7 @@ def scalars(model: ScalarModel, tokens: Tensor) -> Tensor:
 
     The head's product is a sum in float32 even under autocast: in bfloat16 two good answers would often tie.
     """
-    hidden = model.backbone.hidden(tokens)  # (B, T, D)
+    hidden = model.backbone.states(tokens)  # (B, T, D)
     return (hidden.float() * model.head.weight[0]).sum(-1)
 
 

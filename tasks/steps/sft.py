@@ -23,7 +23,7 @@ def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) 
     """Fine-tune `models/SOURCE` by `recipe` and write what the stage `recipe.stage` leaves."""
     section, stage = context.params.sft, recipe.stage
     device = setup(context.params)
-    model = read_model(context, source)
+    model = read_model(context, source, drops_tokens=True)
     train = packed_demonstrations(context, "train", seed_name=stage, batch_size=batch_size)
     held_out = packed_demonstrations(context, "validation", seed_name=stage, batch_size=section.batch_size)
     validation = [held_out.batch(k, device) for k in range(min(section.n_validation_batches, held_out.n_batches))]

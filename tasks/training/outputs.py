@@ -23,9 +23,11 @@ def write_model(context: StepContext, stage: str, model: Decoder, *, scalar_head
         checkpoint.save(model, directory, tokenizer_dir=context.root / "tokenizer", scalar_head=scalar_head)
 
 
-def read_model(context: StepContext, stage: str) -> Decoder:
+def read_model(context: StepContext, stage: str, *, drops_tokens: bool = False) -> Decoder:
     """The model that `stage` left, on the device of the parameters.
 
+    drops_tokens: whether layers of switched experts drop tokens in training, as in pretraining. Where probabilities of
+    a policy are compared with those of its samples or of a reference, they must not.
     Raises `UserError` (exit code 1) when it is missing or damaged.
     """
     from axon_models.errors import CheckpointError
@@ -34,9 +36,12 @@ def read_model(context: StepContext, stage: str) -> Decoder:
     if not directory.is_dir():
         raise UserError(f"models/{stage} is missing; make it with: axon run {stage}", exit_code=1)
     try:
-        return checkpoint.load(directory, device=context.params.device)
+        model = checkpoint.load(directory, device=context.params.device)
     except CheckpointError as error:
         raise UserError(f"models/{stage}: {error}\nMake it again with: axon run {stage}", exit_code=1) from error
+    if not drops_tokens:
+        model.drop_no_tokens()
+    return model
 
 
 def write_metrics(context: StepContext, stage: str, curve: Curve | None, values: Mapping[str, Any]) -> None:

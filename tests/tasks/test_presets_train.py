@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tasks.steps.pretrain import config_of_shape
 from tasks.training.batches import Batch
 from tasks.training.losses import PackedLoss, packed_loss, stream_loss
 from tasks.training.packing import packed_batch
+from tasks.training.recomputation import recompute_activations
 from tests.helpers import make_context, make_params
 from tests.tasks.test_training_packing import _examples
 from tests.tasks.tiny_root import OVERRIDES, make_root
@@ -105,6 +107,35 @@ def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
             tokens.append(token)
 
 
+@pytest.mark.parametrize("preset", ["phi", "switch", "gpt3_sparse"])
+def test_a_preset_is_aligned_and_a_policy_starts_as_its_reference(preset, tmp_path, monkeypatch):
+    """An output with a bias, experts that drop tokens in pretraining, bands: through every later stage."""
+    from tasks.steps import dpo, ppo, preferences, reward_model, sft_continued
+
+    def judge(task, prompt, text, target, *, ended):
+        return SimpleNamespace(score=float(len(text) % 2 == 0) + ended, correct=ended, well_formed=True)
+
+    monkeypatch.setattr(preferences, "judge", judge)
+    root = make_root(tmp_path / "root")
+    overrides = {**OVERRIDES, **OWN, "model.preset": preset}
+    for number, step in enumerate((pretrain, sft, preferences, reward_model, dpo, sft_continued)):
+        step.run(make_context(root, overrides, checkpoints=tmp_path / str(number)))
+    trainer = ppo.Trainer(make_context(root, overrides, checkpoints=tmp_path / "ppo"))
+    rollouts = trainer.sample()
+    figures = trainer.update(rollouts)
+    assert figures["clip_fraction"] == 0.0
+    torch.testing.assert_close(rollouts.logprobs, rollouts.ref_logprobs)
+
+
+def test_no_token_is_dropped_where_probabilities_are_compared():
+    model = small("switch", max_positions=64)
+    tokens = torch.randint(40, (2, 48), generator=torch.Generator().manual_seed(1))
+    whole = model.eval().hidden(tokens)
+    assert not torch.equal(model.train().hidden(tokens), whole)
+    model.drop_no_tokens()
+    assert torch.equal(model.train().hidden(tokens), whole)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_micro_batches_add_up_to_the_batch(preset):
     """Whatever the router says, so that accumulation and the number of workers do not change a step."""
@@ -120,6 +151,21 @@ def test_micro_batches_add_up_to_the_batch(preset):
             torch.stack(values).sum().backward()
             found.append((torch.stack(values).sum().detach(), [p.grad.clone() for p in model.parameters()]))
         torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_recomputed_activations_give_the_same_gradients(preset):
+    both = torch.randint(40, (2, 17), generator=torch.Generator().manual_seed(1))
+    found = []
+    for recomputed in (False, True):
+        model = small(preset).train()
+        if recomputed:
+            recompute_activations(model)
+        loss = stream_loss(model, {"tokens": both[:, :-1], "targets": both[:, 1:]})
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_the_router_loss_is_added_as_many_times_as_there_are_targets():
@@ -158,7 +204,7 @@ def test_the_weight_of_the_auxiliary_loss_reaches_the_stage(tmp_path, monkeypatc
         given.append(loss)
         raise Enough
 
-    monkeypatch.setattr(sft, "read_model", lambda context, stage: None)
+    monkeypatch.setattr(sft, "read_model", lambda context, stage, drops_tokens: None)
     monkeypatch.setattr(sft, "fit", fit)
     root = make_root(tmp_path / "root")
     with pytest.raises(Enough):
