@@ -21,13 +21,14 @@ from tests.axon_models.small import small_decoder
 from tests.tasks.tiny_root import byte_tokenizer
 
 
-def write_model(root: Path, *, gain: float = 1.0) -> Decoder:
-    """models/sft: random weights, a byte-level tokenizer. gain: of the final norm."""
+def write_model(root: Path, *, overflows: bool = False) -> Decoder:
+    """models/sft: random weights, a byte-level tokenizer. overflows: finite weights, whose products are not."""
     bytelevel.save(byte_tokenizer(), root / "tokenizer")
     model = small_decoder(vocab_size=262, max_positions=64)
-    with torch.no_grad():
-        model.norm.get_parameter("weight").mul_(gain)
-        model.embedding.weight.mul_(10)
+    if overflows:
+        with torch.no_grad():
+            model.norm.get_parameter("weight").mul_(1e38)
+            model.embedding.weight.mul_(10)
     checkpoint.save(model, root / "models" / "sft", tokenizer_dir=root / "tokenizer")
     return model
 
@@ -122,7 +123,7 @@ def test_chat_answers_each_line_by_itself(
 
 
 def test_a_model_whose_scores_overflow_is_refused_by_name(tmp_path: Path) -> None:
-    write_model(tmp_path, gain=1e38)
+    write_model(tmp_path, overflows=True)
     for beams in (1, 3):
         with pytest.raises(UserError, match="models/sft gives scores that are not finite") as told:
             talking.generate(Checkout(tmp_path), "sft", "x", Settings(max_new_tokens=3, beams=beams), raw=False)
