@@ -103,7 +103,8 @@ class Prepared:
         self.config = config
         self.embedding = module.embedding.weight.detach()  # (V, D)
         half = config.head_dim // 2
-        self.rotation = torch.complex(module.rotary.cos[:, :half], module.rotary.sin[:, half:])  # (P, d/2)
+        cos, sin = module.get_buffer("rotary.cos"), module.get_buffer("rotary.sin")  # (P, d)
+        self.rotation = torch.complex(cos[:, :half], sin[:, half:])  # (P, d/2)
         self.layers = [_layer(block, config) for block in module.blocks if isinstance(block, Block)]
         self.scores = _with_gain(module.output_weight, module.norm)  # (D, V)
 
@@ -131,10 +132,10 @@ def _layer(block: Block, config: DecoderConfig) -> _Layer:
     turned = torch.arange((config.heads + config.kv_heads) * dim).view(-1, dim)[:, side_by_side].flatten()
     same = torch.arange(turned.shape[0], turned.shape[0] + config.kv_heads * dim)
     return _Layer(
-        qkv=_with_gain(attention.qkv.weight, block.attention_norm)[:, torch.cat((turned, same))].contiguous(),
-        output=attention.output.weight.detach().t().contiguous(),
-        gate_up=_with_gain(feed_forward.gate_up.weight, block.feed_forward_norm),
-        down=feed_forward.down.weight.detach().clone().t(),  # of many inputs and few outputs: read faster this way
+        qkv=_with_gain(attention.qkv.get_parameter("weight"), block.attention_norm)[:, torch.cat((turned, same))].contiguous(),
+        output=attention.output.get_parameter("weight").detach().t().contiguous(),
+        gate_up=_with_gain(feed_forward.gate_up.get_parameter("weight"), block.feed_forward_norm),
+        down=feed_forward.down.get_parameter("weight").detach().clone().t(),  # of many inputs and few outputs: read faster this way
     )
 
 
