@@ -132,10 +132,15 @@ def _layer(block: Block, config: DecoderConfig) -> _Layer:
     turned = torch.arange((config.heads + config.kv_heads) * dim).view(-1, dim)[:, side_by_side].flatten()
     same = torch.arange(turned.shape[0], turned.shape[0] + config.kv_heads * dim)
     return _Layer(
-        qkv=_with_gain(attention.qkv.get_parameter("weight"), block.attention_norm)[:, torch.cat((turned, same))].contiguous(),
+        qkv=_with_gain(attention.qkv.get_parameter("weight"), block.attention_norm)[
+            :, torch.cat((turned, same))
+        ].contiguous(),
         output=attention.output.get_parameter("weight").detach().t().contiguous(),
         gate_up=_with_gain(feed_forward.gate_up.get_parameter("weight"), block.feed_forward_norm),
-        down=feed_forward.down.get_parameter("weight").detach().clone().t(),  # of many inputs and few outputs: read faster this way
+        down=feed_forward.down.get_parameter("weight")
+        .detach()
+        .clone()
+        .t(),  # of many inputs and few outputs: read faster this way
     )
 
 
