@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import registration, services, summary
+from flows import prefect_runs, registration, services, summary
 from flows.prefect_server import is_away, prefect_server
 from flows.signals import Interruption
 from flows.stage import EXIT_INTERRUPTED, EXIT_WORKER_LOST
@@ -96,6 +96,7 @@ def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
         run.wait_for_ray = stack.enter_context(services.ray_head(run.checkout, run.params))
         sender = stack.enter_context(services.mlflow_sender(run.checkout))
         wait_for_prefect()
+        prefect_runs.close_dead(run.checkout)
         run.wait_for_ray()
         prefect = redacted(os.environ["PREFECT_API_URL"]).removesuffix("/api")
         ray = redacted(os.environ["AXON_RAY_ADDRESS"])
@@ -127,7 +128,7 @@ def execute(run: Run, *, is_whole: bool = True) -> registry.Version | None:
 
 def _pipeline_flow(run: Run, record: Journal) -> None:
     """Run the Prefect flow `pipeline`: one task a stage, tried again where a process was lost."""
-    from prefect import flow, task
+    from prefect import flow, tags, task
     from prefect.cache_policies import NO_CACHE
     from prefect.logging.handlers import APILogWorker
 
@@ -158,7 +159,8 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
             )(one)(name)
 
     try:
-        pipeline()
+        with tags(prefect_runs.tag_of(run.checkout)):
+            pipeline()
     except Exception as error:
         if not is_away(error):
             raise
@@ -167,6 +169,7 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
             _with_retries(run, lambda name=name: one(name))  # type: ignore[misc]
     finally:
         APILogWorker.drain_all(timeout=5)
+        prefect_runs.close_dead(run.checkout)  # a stage that was killed and tried again
         reproduction.write_lock_in_order(run.checkout.root, run.graph)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from flows import prefect_runs
 from flows.prefect_server import is_away, is_ready_soon, prefect_server
 from flows.progress import Progress
 from flows.signals import SAME_SIGNAL_S
@@ -173,7 +174,7 @@ def _as_flow(checkout: Checkout, name: str, work: Callable[[], dict[str, Any]]) 
         # The pipeline's flow has a heartbeat; ending this one's takes up to a second (Prefect 3.8).
         no_heartbeat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         try:
-            with no_heartbeat, tags(os.environ.get(journal.PIPELINE_ID, "dvc-repro")[:8]):
+            with no_heartbeat, tags(prefect_runs.tag_of(checkout), prefect_runs.of_pipeline()):
                 return stage()
         except Exception as error:
             if not is_away(error):

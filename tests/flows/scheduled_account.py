@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+STARTING_S = 15.0  # of the process of a run, where its server was killed just before
 SLACK_S = 6.0  # between what happens and what the server writes down, on a machine that trains
 
 
@@ -103,7 +104,7 @@ class Account:
             "ran": lambda: run.was_run and run.state == "COMPLETED",
             "ended by its limit": lambda: run.was_run and "longer than --limit" in self.told(run),
             "skipped": lambda: run.state == "CANCELLED" and self._falls_into_another(run),
-            "missed": lambda: run.state == "CANCELLED" and "missed" in run.message and self._was_down(run.due),
+            "missed": lambda: run.state == "CANCELLED" and "missed" in run.message and self._was_down(run),
             "cut short": lambda: run.state == "CRASHED" and len(self.going_on_with(run)) == 1,
         }
         return next((name for name, holds in kinds.items() if holds()), "lost")
@@ -114,8 +115,12 @@ class Account:
     def _falls_into_another(self, run: Run) -> bool:
         return "still running" in run.message and any(o.covers(run.due) for o in self.runs if o.id != run.id)
 
-    def _was_down(self, at: float) -> bool:
-        return any(start - SLACK_S <= at <= end + SLACK_S for start, end in self.down)
+    def _was_down(self, run: Run) -> bool:
+        """Whether no worker was up when it was due, or the worker went down before it had begun it."""
+        return any(
+            start - SLACK_S <= run.due <= end + SLACK_S or (not run.was_run and 0 <= start - run.due <= STARTING_S)
+            for start, end in self.down
+        )
 
     def going_on_with(self, run: Run) -> list[Run]:
         return [other for other in self.runs if other.key == f"again-{run.id}"]

@@ -81,7 +81,9 @@ ENVIRONMENT = [
 @few_and_many(8, 80)
 def test_values_of_the_environment(axon: Commands, n: int):
     def check(case: tuple[tuple[str, str, list[list[str]]], bytes, int]) -> None:
-        (name, _, commands), mutant, which = case
+        (name, allowed, commands), mutant, which = case
+        if name == "AXON_LINEAGE" and as_argument(mutant).lower() in ("on", allowed):
+            return  # no mistake: it would run
         variables = {
             name: as_argument(mutant),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

@@ -68,6 +68,7 @@ def test_kills_in_three_stages_change_nothing(finished: FinishedRun, tmp_path: P
     assert first_step(resumed) > 1, "it goes on from a checkpoint, not from the first iteration"
     assert workspace.lock == finished.workspace.lock
     assert workspace.processes() == []
+    assert workspace.open_in_prefect() == []
 
 
 @pytest.mark.slow  # `tests/chaos` kills these and others

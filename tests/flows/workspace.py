@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -164,6 +166,17 @@ class Workspace:
             except psutil.Error:
                 continue
         return found
+
+    def open_in_prefect(self) -> list[tuple[str, str]]:
+        """Name and state of every flow run and task run that Prefect's database does not show as ended."""
+        database = sqlite3.connect(f"file:{self.root}/.axon/prefect/prefect.db?mode=ro", uri=True, timeout=30)
+        states = "('COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED')"
+        with contextlib.closing(database):
+            return [
+                found
+                for table in ("flow_run", "task_run")
+                for found in database.execute(f"SELECT name, state_type FROM {table} WHERE state_type NOT IN {states}")
+            ]
 
     def processes(self) -> list[psutil.Process]:
         """Every process that carries the mark of a run of this workspace."""
