@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run run-hour test test-slow test-scheduled test-cluster chaos lint clean
+.PHONY: install run run-hour test test-slow test-scheduled test-cluster chaos zoo lint clean
 
 install: $(STAMP)
 
@@ -53,6 +53,11 @@ test-cluster: install
 # CHAOS="--seed 7 --campaigns 1" repeats, `python -m tests.chaos --help` says what else.
 chaos: install
 	$(BIN)/python -m tests.chaos --out docs/reliability.md $(CHAOS)
+
+# Every preset of the model through the whole pipeline at a tiny size, one after another; prints a table.
+# ZOO="--only gpt2,phi" takes some, ZOO="--out docs/zoo.md" writes the page, `python -m benchmarks.zoo --help` says what else.
+zoo: install
+	$(BIN)/python -m benchmarks.zoo $(ZOO)
 
 clean:
 	$(BIN)/axon clean

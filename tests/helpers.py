@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -13,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from tasks.parameters import Parameters, check, read_tree
+from tasks.runtime import stages
 from tasks.steps.context import FanOut, StepContext
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_CODE = ("axon_models", "tasks", "flows", "dvc.yaml", "params.yaml", "constraints.txt")
+
+
+def code_digest() -> str:
+    """Of all code that runs in a pipeline, so that what two versions did is not put into one table."""
+    paths = [REPOSITORY / name for name in _CODE]
+    files = sorted(f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
+    listing = [f"{f.relative_to(REPOSITORY)} {stages.digest(f)}" for f in files if "__pycache__" not in f.parts]
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
 def make_tree(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -22,19 +21,10 @@ from tests.chaos.leg import Leg, Outcome, Setting
 from tests.chaos.mlflow_server import MlflowServer
 from tests.chaos.plan import Kill
 from tests.flows.workspace import Workspace
-from tests.helpers import REPOSITORY
+from tests.helpers import code_digest
 
 _TRIES = 5
 _EARLIER = 0.6
-_CODE = ("axon_models", "tasks", "flows", "dvc.yaml", "params.yaml", "constraints.txt")
-
-
-def code_digest() -> str:
-    """Of all code that runs in a campaign, so that kills of two versions are not counted as those of one."""
-    paths = [REPOSITORY / name for name in _CODE]
-    files = sorted(f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
-    listing = [f"{f.relative_to(REPOSITORY)} {stages.digest(f)}" for f in files if "__pycache__" not in f.parts]
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
 class State:
