@@ -1,17 +1,21 @@
-"""Pretrain a decoder from random weights on the text of `tokens/`."""
+"""Pretrain a decoder on the text of `tokens/`, from random weights or from a checkpoint (`pretrain.init_from`)."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 
+from axon_models import checkpoint
 from axon_models.decoder.config import DecoderConfig, RopeScaling
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
+from axon_models.decoder.vocabulary import renumbered
+from axon_models.errors import CheckpointError
 from tasks.errors import UserError
 from tasks.steps.context import StepContext
-from tasks.tokenizers import bytelevel
+from tasks.tokenizers import adopted, bytelevel
 from tasks.tokenizers.chat import END_OF_TEXT
 from tasks.training import tokens
 from tasks.training.batches import stream_batch
@@ -25,13 +29,14 @@ if TYPE_CHECKING:
     from tasks.parameters import Model
 
 STAGE = "pretrain"
+log = logging.getLogger(__name__)
 
 
 def run(context: StepContext) -> None:
     """Read `tokens/text.*`, write `models/pretrain/`, `metrics/pretrain.json` and the curve."""
     params, section = context.params, context.params.pretrain
     device = setup(params)
-    model = new_decoder(context).to(device)
+    model = (new_decoder(context) if section.init_from is None else started_decoder(context)).to(device)
     stream = tokens.text_stream(context.root, "train")
     n_validation = section.n_validation_batches * section.batch_size * section.seq_len
     held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
@@ -70,6 +75,7 @@ def run(context: StepContext) -> None:
             "loss": fitted.curve.mean_of_last("loss", 20),
             "n_parameters": sum(p.numel() for p in model.parameters()),
             "tokens": fitted.tokens,
+            **({} if section.init_from is None else {"started_from": section.init_from}),
             **fitted.recorded(),
         },
     )
@@ -81,6 +87,44 @@ def new_decoder(context: StepContext) -> Decoder:
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
     return model
+
+
+def started_decoder(context: StepContext) -> Decoder:
+    """The decoder of the checkpoint `pretrain.init_from`, with its rows in the order of the tokenizer at hand.
+
+    Raises UserError for a checkpoint that cannot be read, has fewer positions than `model.max_positions`, cannot be
+    partitioned as asked, or is not the one that `tokenizer/` is from.
+    """
+    params = context.params
+    named = f"pretrain.init_from={params.pretrain.init_from}"
+    directory = adopted.directory_of(context.root, str(params.pretrain.init_from))
+    found = adopted.adopt(directory)
+    if found.tokenizer.get_vocab() != bytelevel.load(context.root / "tokenizer").get_vocab():
+        raise UserError(
+            f"{named}: tokenizer/ is of something else; make it again with: axon run tokenizer", exit_code=1
+        )
+    try:
+        model = checkpoint.load(directory)
+    except CheckpointError as error:
+        raise UserError(f"{named}: {error}") from error
+    config = model.config
+    if config.max_positions < params.model.max_positions:
+        raise UserError(
+            f"model.max_positions={params.model.max_positions} must be at most {config.max_positions}, what {named} "
+            "has; edit params.yaml"
+        )
+    if params.partition == "pipeline" and (config.experts is not None or params.workers > config.n_layers):
+        raise UserError(
+            f"partition=pipeline with workers={params.workers} does not go with {named}, which has {config.n_layers} "
+            "layers, and must have no experts; use partition=shard"
+        )
+    if not context.rank:
+        log.warning(
+            "%s: its shape is taken (%s, d_model=%d, n_layers=%d, heads=%d, kv_heads=%d), not that of model and "
+            "tokenizer in params.yaml; of these model.max_positions alone counts, for how long texts may be",
+            *(named, config.family, config.d_model, config.n_layers, config.heads, config.kv_heads),
+        )
+    return renumbered(model, found.rows).train()
 
 
 def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
