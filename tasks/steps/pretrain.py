@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from tasks.steps.context import StepContext
 from tasks.tokenizers import adopted, bytelevel
 from tasks.tokenizers.chat import END_OF_TEXT
 from tasks.training import tokens
-from tasks.training.batches import stream_batch
+from tasks.training.batches import Batch, stream_batch
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.losses import bits_per_byte, stream_loss
@@ -37,32 +38,12 @@ def run(context: StepContext) -> None:
     params, section = context.params, context.params.pretrain
     device = setup(params)
     model = (new_decoder(context) if section.init_from is None else started_decoder(context)).to(device)
-    stream = tokens.text_stream(context.root, "train")
-    n_validation = section.n_validation_batches * section.batch_size * section.seq_len
-    held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
-    if not n_bytes:
-        raise UserError("tokens/text.validation.npy holds no text; raise data.splits.validation in params.yaml")
-    seed = seed_of(params.seed, STAGE)
-
-    def validate() -> dict[str, float]:
-        value = bits_per_byte(
-            model,
-            held_out,
-            n_bytes,
-            seq_len=section.seq_len,
-            batch_size=section.batch_size,
-            separator=END_OF_TEXT,
-        )
-        return {"bits_per_byte": value}
-
     fitted = fit(
         model,
         Recipe.of(STAGE, section, params.precision),
-        batch=lambda k: stream_batch(
-            stream, k, batch_size=section.batch_size, seq_len=section.seq_len, seed=seed, device=device
-        ),
+        batch=batches(context, device),
         loss=stream_loss,
-        evaluate=validate,
+        evaluate=validation(context, model),
         context=context,
     )
     write_model(context, STAGE, model)
@@ -79,6 +60,25 @@ def run(context: StepContext) -> None:
             **fitted.recorded(),
         },
     )
+
+
+def batches(context: StepContext, device: torch.device) -> Callable[[int], Batch]:
+    """What gives the rows of update k."""
+    section, stream = context.params.pretrain, tokens.text_stream(context.root, "train")
+    seed = seed_of(context.params.seed, STAGE)
+    sizes = {"batch_size": section.batch_size, "seq_len": section.seq_len}
+    return lambda k: stream_batch(stream, k, **sizes, seed=seed, device=device)
+
+
+def validation(context: StepContext, model: Decoder) -> Callable[[], dict[str, float]]:
+    """What measures the bits per byte of `model` on held-out text; raises UserError where there is none."""
+    section = context.params.pretrain
+    n_validation = section.n_validation_batches * section.batch_size * section.seq_len
+    held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
+    if not n_bytes:
+        raise UserError("tokens/text.validation.npy holds no text; raise data.splits.validation in params.yaml")
+    sizes = {"batch_size": section.batch_size, "seq_len": section.seq_len}
+    return lambda: {"bits_per_byte": bits_per_byte(model, held_out, n_bytes, **sizes, separator=END_OF_TEXT)}
 
 
 def new_decoder(context: StepContext) -> Decoder:

@@ -70,8 +70,8 @@ def _tokenizer(context: StepContext) -> tuple[Tokenizer, bool]:
         tokenizer = adopted.adopt(adopted.directory_of(root, init_from)).tokenizer
         if is_kept and folder.load(root / KEPT).to_str() != tokenizer.to_str():
             raise UserError(
-                f"{KEPT / folder.FILES[0]} is another tokenizer than that of pretrain.init_from={init_from}; remove it, "
-                "or set pretrain.init_from to null"
+                f"{KEPT / folder.FILES[0]} is another tokenizer than that of pretrain.init_from={init_from}; remove "
+                "it, or set pretrain.init_from to null"
             )
     elif is_kept:
         return folder.keep(root / KEPT, root / "tokenizer", vocab_size=section.vocab_size), False

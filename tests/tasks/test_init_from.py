@@ -155,7 +155,7 @@ def test_another_tokenizer_that_is_kept_is_a_contradiction(root: Path, tmp_path:
     tokenizer.run(context)
     assert digests(tmp_path, "tokenizer", "tokens") == digests(root, "tokenizer", "tokens")
     byte_tokenizer().save(str(kept / "tokenizer.json"))
-    with pytest.raises(UserError, match="is another tokenizer than that of pretrain.init_from=sources/models/released"):
+    with pytest.raises(UserError, match=r"another tokenizer than that of pretrain.init_from=sources/models/released"):
         tokenizer.run(context)
 
 
