@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows import lineage_commands, release_commands, sweep_command, talk_commands
+from flows import lineage_commands, release_commands, sweep_command, talk_commands, uptrain_command
 from tasks import redact
 from tasks.errors import UserError, machine_fault
 from tasks.runtime import checkout as checkouts
@@ -194,6 +194,7 @@ def export_key(path: Annotated[Path, typer.Argument(help="A file, or a folder fo
 talk_commands.add_to(app)
 release_commands.add_to(app)
 sweep_command.add_to(app)
+uptrain_command.add_to(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

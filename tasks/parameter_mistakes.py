@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ MIN_VOCAB_SIZES = {
 }
 MIN_VOCAB_SIZES["own"] = MIN_VOCAB_SIZES["byte_level"]
 
+
+# A folder that DVC sees, or a commit of a repository of the Hugging Face hub, whose files never change.
+_INIT_FROM = re.compile(r"sources/models/(?!\.)[\w.-]+|(?!sources/)[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 _GROUPED = ("kv_heads", "d_feed_forward", "rope_theta", "rope_scaling")
 _OPEN: dict[str, tuple[str, ...]] = {
@@ -72,6 +76,11 @@ def broken_rules(p: Parameters) -> list[str]:
     smallest, which = MIN_VOCAB_SIZES[p.tokenizer.kind]
     if p.tokenizer.vocab_size < smallest:
         wrong.append(f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {smallest}: {which}")
+    if p.pretrain.init_from is not None and not _INIT_FROM.fullmatch(p.pretrain.init_from):
+        wrong.append(
+            f"pretrain.init_from={p.pretrain.init_from!r} must be null, sources/models/NAME, or OWNER/NAME@COMMIT with "
+            "the 40 hex digits of a commit of the Hugging Face hub"
+        )
     for name, stage in (("pretrain", p.pretrain), ("sft", p.sft)):
         if stage.seq_len > m.max_positions:
             wrong.append(f"{name}.seq_len={stage.seq_len} must be at most model.max_positions={m.max_positions}")

@@ -117,6 +117,10 @@ class Training(Section):
     n_validation_batches: Count
 
 
+class Pretrain(Training):
+    init_from: str | None
+
+
 class Sft(Training):
     lm_coef: NonNegative
 
@@ -239,7 +243,7 @@ class Parameters(Section):
     data: Data
     tokenizer: Tokenizer
     model: Model
-    pretrain: Training
+    pretrain: Pretrain
     sft: Sft
     sft_continued: Continued
     preferences: Preferences

@@ -204,8 +204,8 @@ def build(inputs: Inputs, data: composition.Composition) -> dict[str, Any]:
         "rankings": "that a program gave"
         if parameters["preferences"]["judge"] == "programmatic"
         else "that were read from a file",
-        "preset": parameters["model"]["preset"],
-        "vocab_size": count(parameters["tokenizer"]["vocab_size"]),
+        "preset": parameters["pretrain"].get("init_from") or parameters["model"]["preset"],
+        "vocab_size": count(inputs.metrics["tokenizer"]["vocab_size"]),
         "seed": parameters["seed"],
         "precision": parameters["precision"],
         "threads": parameters["threads"],

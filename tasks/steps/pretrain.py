@@ -1,20 +1,25 @@
-"""Pretrain a decoder from random weights on the text of `tokens/`."""
+"""Pretrain a decoder on the text of `tokens/`, from random weights or from a checkpoint (`pretrain.init_from`)."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
+from axon_models import checkpoint
 from axon_models.decoder.config import DecoderConfig, RopeScaling
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
+from axon_models.decoder.vocabulary import renumbered
+from axon_models.errors import CheckpointError
 from tasks.errors import UserError
 from tasks.steps.context import StepContext
-from tasks.tokenizers import bytelevel
+from tasks.tokenizers import adopted, bytelevel
 from tasks.tokenizers.chat import END_OF_TEXT
 from tasks.training import tokens
-from tasks.training.batches import stream_batch
+from tasks.training.batches import Batch, stream_batch
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
 from tasks.training.losses import bits_per_byte, stream_loss
@@ -25,39 +30,20 @@ if TYPE_CHECKING:
     from tasks.parameters import Model
 
 STAGE = "pretrain"
+log = logging.getLogger(__name__)
 
 
 def run(context: StepContext) -> None:
     """Read `tokens/text.*`, write `models/pretrain/`, `metrics/pretrain.json` and the curve."""
     params, section = context.params, context.params.pretrain
     device = setup(params)
-    model = new_decoder(context).to(device)
-    stream = tokens.text_stream(context.root, "train")
-    n_validation = section.n_validation_batches * section.batch_size * section.seq_len
-    held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
-    if not n_bytes:
-        raise UserError("tokens/text.validation.npy holds no text; raise data.splits.validation in params.yaml")
-    seed = seed_of(params.seed, STAGE)
-
-    def validate() -> dict[str, float]:
-        value = bits_per_byte(
-            model,
-            held_out,
-            n_bytes,
-            seq_len=section.seq_len,
-            batch_size=section.batch_size,
-            separator=END_OF_TEXT,
-        )
-        return {"bits_per_byte": value}
-
+    model = (new_decoder(context) if section.init_from is None else started_decoder(context)).to(device)
     fitted = fit(
         model,
         Recipe.of(STAGE, section, params.precision),
-        batch=lambda k: stream_batch(
-            stream, k, batch_size=section.batch_size, seq_len=section.seq_len, seed=seed, device=device
-        ),
+        batch=batches(context, device),
         loss=stream_loss,
-        evaluate=validate,
+        evaluate=validation(context, model),
         context=context,
     )
     write_model(context, STAGE, model)
@@ -70,9 +56,29 @@ def run(context: StepContext) -> None:
             "loss": fitted.curve.mean_of_last("loss", 20),
             "n_parameters": sum(p.numel() for p in model.parameters()),
             "tokens": fitted.tokens,
+            **({} if section.init_from is None else {"started_from": section.init_from}),
             **fitted.recorded(),
         },
     )
+
+
+def batches(context: StepContext, device: torch.device) -> Callable[[int], Batch]:
+    """What gives the rows of update k."""
+    section, stream = context.params.pretrain, tokens.text_stream(context.root, "train")
+    seed = seed_of(context.params.seed, STAGE)
+    sizes = {"batch_size": section.batch_size, "seq_len": section.seq_len}
+    return lambda k: stream_batch(stream, k, **sizes, seed=seed, device=device)
+
+
+def validation(context: StepContext, model: Decoder) -> Callable[[], dict[str, float]]:
+    """What measures the bits per byte of `model` on held-out text; raises UserError where there is none."""
+    section = context.params.pretrain
+    n_validation = section.n_validation_batches * section.batch_size * section.seq_len
+    held_out, n_bytes = tokens.text_documents(context.root, "validation", n_tokens=n_validation)
+    if not n_bytes:
+        raise UserError("tokens/text.validation.npy holds no text; raise data.splits.validation in params.yaml")
+    sizes = {"batch_size": section.batch_size, "seq_len": section.seq_len}
+    return lambda: {"bits_per_byte": bits_per_byte(model, held_out, n_bytes, **sizes, separator=END_OF_TEXT)}
 
 
 def new_decoder(context: StepContext) -> Decoder:
@@ -81,6 +87,44 @@ def new_decoder(context: StepContext) -> Decoder:
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
     return model
+
+
+def started_decoder(context: StepContext) -> Decoder:
+    """The decoder of the checkpoint `pretrain.init_from`, with its rows in the order of the tokenizer at hand.
+
+    Raises UserError for a checkpoint that cannot be read, has fewer positions than `model.max_positions`, cannot be
+    partitioned as asked, or is not the one that `tokenizer/` is from.
+    """
+    params = context.params
+    named = f"pretrain.init_from={params.pretrain.init_from}"
+    directory = adopted.directory_of(context.root, str(params.pretrain.init_from))
+    found = adopted.adopt(directory)
+    if found.tokenizer.get_vocab() != bytelevel.load(context.root / "tokenizer").get_vocab():
+        raise UserError(
+            f"{named}: tokenizer/ is of something else; make it again with: axon run tokenizer", exit_code=1
+        )
+    try:
+        model = checkpoint.load(directory)
+    except CheckpointError as error:
+        raise UserError(f"{named}: {error}") from error
+    config = model.config
+    if config.max_positions < params.model.max_positions:
+        raise UserError(
+            f"model.max_positions={params.model.max_positions} must be at most {config.max_positions}, what {named} "
+            "has; edit params.yaml"
+        )
+    if params.partition == "pipeline" and (config.experts is not None or params.workers > config.n_layers):
+        raise UserError(
+            f"partition=pipeline with workers={params.workers} does not go with {named}, which has {config.n_layers} "
+            "layers, and must have no experts; use partition=shard"
+        )
+    if not context.rank:
+        log.warning(
+            "%s: its shape is taken (%s, d_model=%d, n_layers=%d, heads=%d, kv_heads=%d), not that of model and "
+            "tokenizer in params.yaml; of these model.max_positions alone counts, for how long texts may be",
+            *(named, config.family, config.d_model, config.n_layers, config.heads, config.kv_heads),
+        )
+    return renumbered(model, found.rows).train()
 
 
 def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
