@@ -83,7 +83,8 @@ def _tuner(model: Decoder, settings: Lora) -> LoraModel:
             "pip install --constraint constraints.txt --editable '.[lora]', or set lora: null"
         ) from None
     layers = [name for target in settings.targets for name in _linears(model, target)]
-    config: Any = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=layers, bias="none")
+    alpha: Any = settings.alpha  # any number does, though `peft` says int
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=layers, bias="none")
     return LoraModel(model, config, "default")
 
 
