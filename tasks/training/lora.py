@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,7 @@ def _tuner(model: Decoder, settings: Lora) -> LoraModel:
             "pip install --constraint constraints.txt --editable '.[lora]', or set lora: null"
         ) from None
     layers = [name for target in settings.targets for name in _linears(model, target)]
-    alpha: Any = settings.alpha  # any number does, though `peft` says int
-    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=layers, bias="none")
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=layers, bias="none")
     return LoraModel(model, config, "default")
 
 

@@ -17,6 +17,7 @@ from axon_models.decoder.config import Experts
 from tasks.errors import UserError
 from tasks.parameters import Lora
 from tasks.steps.ppo import Trainer
+from tasks.training.device import autocast
 from tasks.training.lora import Adapters
 from tasks.training.optimizer import adamw
 from tests.axon_models.small import small_decoder, some_tokens
@@ -54,13 +55,17 @@ def _by_hand(weight: Tensor, adapters: dict[str, Tensor], layer: str) -> Tensor:
     return weight.double() + (ALPHA / RANK) * sum(torch.outer(b[:, i], a[i]) for i in range(RANK))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_adapters_that_have_learnt_nothing_change_no_bit(name):
+def test_adapters_that_have_learnt_nothing_change_no_bit(name, precision):
     model = small_decoder(**MODELS[name]).eval()
     tokens = some_tokens(3, 20)
-    expected = model(tokens)
-    Adapters(model, _settings(), seed=1)
-    assert torch.equal(model(tokens), expected)
+    with autocast(torch.device("cpu"), precision):
+        expected = model(tokens)
+        Adapters(model, _settings(), seed=1)
+        found = model(tokens)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
