@@ -120,6 +120,22 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
     if p.partition == "pipeline" and p.workers > m.n_layers:
         wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
+    return wrong + _broken_lora(p)
+
+
+def _broken_lora(p: Parameters) -> list[str]:
+    if p.lora is None:
+        return []
+    wrong, (rank, targets) = [], (p.lora.rank, p.lora.targets)
+    if p.partition != "none":
+        wrong.append(f"partition={p.partition} is not for lora, which keeps weights whole; use none, or lora: null")
+    if rank > p.model.d_model:
+        wrong.append(f"lora.rank={rank} must be at most model.d_model={p.model.d_model}: no weight has a higher rank")
+    if len(set(targets)) < len(targets):
+        wrong.append(f"lora.targets={targets} must name each target once")
+    if "feed_forward" in targets and "experts" in _OPEN[p.model.preset]:
+        reason = f"model.preset={p.model.preset}, whose experts are no linear layers"
+        wrong.append(f"lora.targets={targets} is not for {reason}; use [attention]")
     return wrong
 
 

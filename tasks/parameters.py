@@ -190,6 +190,12 @@ class Evaluate(Section):
     n_bootstrap: Annotated[int, Field(ge=100)]
 
 
+class Lora(Section):
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Literal["attention", "feed_forward"]], Field(min_length=1)]
+
+
 class Divergence(Section):
     policy: Literal["stop", "skip", "rollback"]
     explodes_at: Annotated[float, Field(ge=0)]
@@ -239,6 +245,7 @@ class Parameters(Section):
     workers: Count
     partition: Literal["none", "shard", "pipeline"]
     precision: Literal["bfloat16", "float32"]
+    lora: Lora | None
     divergence: Divergence
     data: Data
     tokenizer: Tokenizer

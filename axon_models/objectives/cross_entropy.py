@@ -108,7 +108,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kind, exact = _product_type(hidden), _softmax_type(hidden)
         inputs, matrix = hidden.to(kind), weight.to(kind)
         d_hidden = torch.empty_like(inputs)
-        d_weight = torch.zeros_like(weight, dtype=exact)
+        learns = with_gradients and ctx.needs_input_grad[1]  # a frozen weight costs no product and no memory
+        d_weight = torch.zeros_like(weight, dtype=exact) if learns else None
         scores = _Scores(inputs, matrix, chunk, exact)
         loss = hidden.new_zeros((), dtype=exact)
         for start in range(0, hidden.shape[0], chunk):
@@ -122,16 +123,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_scores = p.scatter_add_(1, at, torch.full_like(losses, -1.0))
                 d_products = scores.rounded(d_scores if scale is None else d_scores.mul_(scale))
                 torch.mm(d_products, matrix, out=d_hidden[part])
-                d_weight += d_products.t() @ inputs[part]
+                if d_weight is not None:
+                    d_weight += d_products.t() @ inputs[part]
         if with_gradients:
-            ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+            ctx.save_for_backward(d_hidden.to(hidden.dtype), None if d_weight is None else d_weight.to(weight.dtype))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss, d_weight * d_loss, None, None, None, None
+        return d_hidden * d_loss, None if d_weight is None else d_weight * d_loss, None, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -157,7 +159,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, d_chosen: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         inputs, matrix, targets, entropy = ctx.saved_tensors
         d_hidden = torch.empty_like(inputs)
-        d_weight = torch.zeros_like(matrix, dtype=ctx.exact)
+        d_weight = torch.zeros_like(matrix, dtype=ctx.exact) if ctx.needs_input_grad[1] else None
         scores = _Scores(inputs, matrix, ctx.chunk, ctx.exact)
         for start in range(0, inputs.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
@@ -168,6 +170,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d_scores = logprobs.exp_().mul_(factor).neg_().scatter_add_(1, targets[part].unsqueeze(1), by_chosen)
             d_products = scores.rounded(d_scores)
             torch.mm(d_products, matrix, out=d_hidden[part])
-            d_weight += d_products.t() @ inputs[part]
+            if d_weight is not None:
+                d_weight += d_products.t() @ inputs[part]
         hidden_type, weight_type = ctx.types
-        return d_hidden.to(hidden_type), d_weight.to(weight_type), None, None
+        return d_hidden.to(hidden_type), None if d_weight is None else d_weight.to(weight_type), None, None

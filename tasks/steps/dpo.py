@@ -17,6 +17,7 @@ from tasks.files import write_json
 from tasks.steps.context import StepContext
 from tasks.training.device import autocast, setup
 from tasks.training.loop import Recipe, fit
+from tasks.training.lora import attach
 from tasks.training.outputs import read_model, write_metrics, write_model
 from tasks.training.sampling import Buckets, seed_of
 
@@ -32,6 +33,7 @@ def run(context: StepContext) -> None:
     with autocast(device, params.precision):
         train = with_reference(model, _pairs(context, "train"), section.batch_size)
         held_out = with_reference(model, _pairs(context, "validation"), section.batch_size)
+    adapters = attach(context, STAGE, model)
     buckets = Buckets([p.longest for p in train], batch_size=section.batch_size, seed=seed_of(params.seed, STAGE))
     recipe = Recipe.over_epochs(STAGE, section, params.precision, n_batches=buckets.n_batches, evaluations_an_epoch=4)
     fitted = fit(
@@ -42,7 +44,7 @@ def run(context: StepContext) -> None:
         evaluate=lambda: validation(model, held_out, beta=section.beta, batch_size=section.batch_size),
         context=context,
     )
-    write_model(context, STAGE, model)
+    write_model(context, STAGE, model, adapters=adapters)
     curve = fitted.curve
     # A file of its own, so that the control runs again only when its budget changes, not when a figure of DPO does.
     budget = {"tokens": fitted.tokens, "n_steps": recipe.n_steps}

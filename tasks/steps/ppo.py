@@ -51,6 +51,7 @@ from tasks.training.checkpoint import Checkpoints, prefixed, without_prefix
 from tasks.training.curves import Curve
 from tasks.training.device import autocast, setup
 from tasks.training.divergence import Watch
+from tasks.training.lora import attach
 from tasks.training.losses import stream_loss
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.outputs import read_model, write_metrics, write_model
@@ -81,7 +82,7 @@ def run(context: StepContext) -> None:
     trainer = Trainer(context)
     trainer.resume()
     trainer.train()
-    write_model(context, STAGE, trainer.policy)
+    write_model(context, STAGE, trainer.policy, adapters=trainer.adapters)
     curve = trainer.at.curve
     metrics: dict[str, Any] = {"tokens": trainer.at.tokens, "n_iterations": context.params.ppo.n_iterations}
     if trainer.watch.left_out:
@@ -103,6 +104,7 @@ class Trainer:
         self.world = World(context.rank, context.n_workers, context.node_rank)
         self.device = setup(params)
         self.policy = read_model(context, "sft")
+        self.adapters = attach(context, STAGE, self.policy)
         self.reference = read_model(context, "sft").requires_grad_(False)
         directory = context.root / "models" / "reward_model"
         self.reward = rewards.read(directory, device=params.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tasks.steps.context import StepContext
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
+from tasks.training.lora import attach
 from tasks.training.losses import PackedLoss, packed_validation
 from tasks.training.outputs import read_model, write_metrics, write_model
 from tasks.training.packing import packed_demonstrations
@@ -27,6 +28,7 @@ def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) 
     train = packed_demonstrations(context, "train", seed_name=stage, batch_size=batch_size)
     held_out = packed_demonstrations(context, "validation", seed_name=stage, batch_size=section.batch_size)
     validation = [held_out.batch(k, device) for k in range(min(section.n_validation_batches, held_out.n_batches))]
+    adapters = attach(context, stage, model)
     fitted = fit(
         model,
         recipe,
@@ -35,7 +37,7 @@ def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) 
         evaluate=lambda: packed_validation(model, validation),
         context=context,
     )
-    write_model(context, stage, model)
+    write_model(context, stage, model, adapters=adapters)
     write_metrics(
         context,
         stage,

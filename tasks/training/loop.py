@@ -143,6 +143,7 @@ def fit(
         load_generator_tensors(tensors)
         first, tokens, curve = state["step"], state["tokens"], Curve(state["curve"])
         watch = Watch(recipe.stage, context.params.divergence, state["left_out"])
+        model.train()  # as after the evaluation before the first step; models are read for evaluation
 
     for step in range(first, recipe.n_steps + 1):
         last = step == recipe.n_steps

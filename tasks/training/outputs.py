@@ -13,13 +13,27 @@ from tasks.errors import UserError
 from tasks.files import new_directory, write_json
 from tasks.steps.context import StepContext
 from tasks.training.curves import Curve
+from tasks.training.lora import Adapters
 
 
-def write_model(context: StepContext, stage: str, model: Decoder, *, scalar_head: nn.Linear | None = None) -> None:
-    """Write `models/STAGE/` whole or not at all; of several workers the first one does."""
+def write_model(
+    context: StepContext,
+    stage: str,
+    model: Decoder,
+    *,
+    scalar_head: nn.Linear | None = None,
+    adapters: Adapters | None = None,
+) -> None:
+    """Write `models/STAGE/` whole or not at all; of several workers the first one does.
+
+    adapters: those of `model`, written below `adapter/`, and for good merged into the weights.
+    """
     if context.rank:
         return
     with new_directory(context.root / "models" / stage) as directory:
+        if adapters is not None:
+            adapters.save(directory / "adapter")
+            adapters.merge()
         checkpoint.save(model, directory, tokenizer_dir=context.root / "tokenizer", scalar_head=scalar_head)
 
 

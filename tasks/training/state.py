@@ -11,8 +11,8 @@ from tasks.training.parallel import part_like
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that this worker has of `model` (its parameters; tied ones once) and `optimizer`."""
-    weights = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
+    """What training changes of `model` (its parameters, tied ones once) and `optimizer`, as far as it is here."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad and not p.is_meta}
     return {
         **prefixed("model.", weights),
         **prefixed("optimizer.", optimizers.state_tensors(model, optimizer)),
@@ -24,7 +24,8 @@ def load_training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, te
     weights = without_prefix("model.", tensors)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(part_like(weights[name], p))
+            if p.requires_grad:
+                p.copy_(part_like(weights[name], p))
     optimizers.load_state_tensors(model, optimizer, without_prefix("optimizer.", tensors))
 
 

@@ -46,6 +46,19 @@ def test_linear_cross_entropy_is_cross_entropy(chunk: int, weighted: bool) -> No
     torch.testing.assert_close(found, torch.autograd.grad(reference * 3, (hidden, weight)))
 
 
+def test_a_frozen_weight_changes_no_other_gradient_and_keeps_no_memory() -> None:
+    hidden, weight, targets = inputs()
+    frozen = weight.detach()
+    loss = linear_cross_entropy(hidden, frozen, targets)
+    assert weight.shape not in {t.shape for t in loss.grad_fn.saved_tensors if t is not None}  # type: ignore[union-attr]
+    logprobs, entropy = token_logprobs_and_entropy(hidden, frozen, targets)
+    (found,) = torch.autograd.grad(loss + (2 * logprobs + 3 * entropy).sum(), hidden)
+    plain = (hidden @ frozen.t()).log_softmax(-1)
+    chosen = plain.gather(1, targets.unsqueeze(1)).sum()
+    (reference,) = torch.autograd.grad(-chosen + 2 * chosen - 3 * (plain.exp() * plain).sum(), hidden)
+    torch.testing.assert_close(found, reference)
+
+
 def test_linear_cross_entropy_without_gradients_and_without_positions() -> None:
     hidden, weight, targets = inputs(torch.float32)
     with torch.no_grad():

@@ -6,6 +6,8 @@ from tasks.errors import UserError
 from tasks.parameters import check, load, read_tree
 from tests.helpers import REPOSITORY, make_tree
 
+LORA = {"rank": 16, "alpha": 32, "targets": ["attention", "feed_forward"]}
+
 
 def message(overrides: dict) -> str:
     tree = make_tree()
@@ -48,6 +50,17 @@ def test_the_repository_s_own_parameters_are_allowed():
         ({"pretrain.accumulation": 3}, "pretrain.accumulation=3 must divide pretrain.batch_size"),
         ({"data.maths.kinds": ["additon"]}, "data.maths.kinds.0='additon'"),
         ({"data.splits": {"preference": 0.5, "validation": 0.3, "test": 0.3}}, "data.splits"),
+        ({"lora": {**LORA, "rank": 0}}, "lora.rank=0"),
+        ({"lora": {**LORA, "rank": 257}}, "lora.rank=257 must be at most model.d_model=256"),
+        ({"lora": {**LORA, "alpha": 0}}, "lora.alpha=0"),
+        ({"lora": {**LORA, "targets": []}}, "lora.targets=[]"),
+        ({"lora": {**LORA, "targets": ["embedding"]}}, "lora.targets.0='embedding'"),
+        ({"lora": {**LORA, "targets": ["attention"] * 2}}, "lora.targets=['attention', 'attention'] must name each"),
+        ({"lora": {**LORA, "ranc": 8}}, "lora.ranc is not a parameter; did you mean lora.rank?"),
+        ({"lora": {"rank": 8, "alpha": 8}}, "lora.targets is missing"),
+        ({"lora": LORA, "partition": "shard"}, "partition=shard is not for lora"),
+        ({"lora": LORA, "partition": "pipeline"}, "partition=pipeline is not for lora"),
+        ({"lora": LORA, "model.preset": "mixtral"}, "'feed_forward'] is not for model.preset=mixtral"),
         ({"precision": "float16"}, "precision='float16'"),
         ({"data.files": [{"path": "sources/x.jsonl"}]}, "data.files.0.license is missing"),
     ],

@@ -21,12 +21,13 @@ from tests.tasks.tiny_root import OVERRIDES
 
 N_WORKERS = 3  # minibatches have two rows: for one worker no row is left
 N_SAVED = 4  # checkpoints until one is kept: within an iteration, so that its rollouts are resumed too
+LORA = {"rank": 4, "alpha": 8, "targets": ["attention", "feed_forward"]}
 SETTINGS = OVERRIDES | {"ppo.pretraining_coef": 1.0, "ppo.learning_rate": 1e-3, "ppo.value_learning_rate": 1e-3}
 
 
-def _trainer(root: Path, *, rank: int = 0, size: int = 1) -> Trainer:
+def _trainer(root: Path, lora: dict | None, *, rank: int = 0, size: int = 1) -> Trainer:
     checkpoints = root / ".axon" / "checkpoints" / "ppo"
-    context = make_context(root, SETTINGS, checkpoints=checkpoints, checkpoint_every_s=0.0)
+    context = make_context(root, SETTINGS | {"lora": lora}, checkpoints=checkpoints, checkpoint_every_s=0.0)
     return Trainer(dataclasses.replace(context, rank=rank, n_workers=size))
 
 
@@ -35,11 +36,11 @@ def _weights(trainer: Trainer) -> dict[str, Tensor]:
     return {key: p.detach().clone() for key, p in named.items()}
 
 
-def _work(rank: int, folder: str) -> None:
+def _work(rank: int, folder: str, lora: dict | None) -> None:
     """What one worker does; the first keeps the checkpoints as they were behind the fourth save."""
     root = Path(folder)
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=N_WORKERS)
-    trainer = _trainer(root, rank=rank, size=N_WORKERS)
+    trainer = _trainer(root, lora, rank=rank, size=N_WORKERS)
     save, numbers = trainer.checkpoints.save, []
 
     def save_and_copy(number, *others):
@@ -55,12 +56,13 @@ def _work(rank: int, folder: str) -> None:
     write_json(root / f"{rank}.json", trainer.at.curve.rows)
 
 
-def test_several_workers_do_what_one_does_and_one_goes_on_from_their_checkpoint(trained, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_several_workers_do_what_one_does_and_one_goes_on_from_their_checkpoint(trained, tmp_path, lora):  # noqa: F811
     root = Path(shutil.copytree(trained, tmp_path / "together"))
-    workers = [SERVER.Process(target=_work, args=(rank, str(root))) for rank in range(N_WORKERS)]
+    workers = [SERVER.Process(target=_work, args=(rank, str(root), lora)) for rank in range(N_WORKERS)]
     for worker in workers:
         worker.start()
-    alone = _trainer(Path(shutil.copytree(trained, tmp_path / "alone")))
+    alone = _trainer(Path(shutil.copytree(trained, tmp_path / "alone")), lora)
     before = _weights(alone)
     alone.train()
     for worker in workers:
@@ -69,7 +71,7 @@ def test_several_workers_do_what_one_does_and_one_goes_on_from_their_checkpoint(
     cut = Path(shutil.copytree(trained, tmp_path / "cut"))
     shutil.rmtree(cut / ".axon" / "checkpoints", ignore_errors=True)
     shutil.copytree(root / "kept", cut / ".axon" / "checkpoints")
-    resumed = _trainer(cut)
+    resumed = _trainer(cut, lora)
     resumed.resume()
     assert (resumed.at.iteration, resumed.at.n_updates) == (0, N_SAVED - 1)
     assert resumed.at.buffer is not None

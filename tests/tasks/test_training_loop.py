@@ -76,6 +76,30 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, killed_a
     assert seen[0] == killed_at  # the update that was cut off is done again, none before it
 
 
+@pytest.mark.parametrize("killed_at", [0, 2])
+def test_a_model_that_was_read_for_evaluation_is_trained_in_training_mode_from_the_first_step(tmp_path, killed_at):
+    modes = []
+
+    def loss(model, rows):
+        modes.append(model.training)
+        return _loss(model, rows)
+
+    def run(report):
+        context = make_context(tmp_path, checkpoint_every_s=0.0, report=report)
+        fit(_net().eval(), RECIPE, batch=_batch, loss=loss, evaluate=lambda: {"none": 0.0}, context=context)
+
+    def kill(step, n_steps, values):
+        if killed_at and step == killed_at:
+            raise Killed
+
+    if killed_at:
+        with pytest.raises(Killed):
+            run(kill)
+    run(lambda *_: None)
+    assert len(modes) == 9 + bool(killed_at)
+    assert all(modes)
+
+
 def test_the_curve_has_a_row_per_step_and_validation_where_it_was_due(tmp_path):
     _, fitted = _fit(tmp_path)
     assert [row["step"] for row in fitted.curve.rows] == list(range(10))

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
 from tasks.files import read_json, write_json
+from tasks.parameters import Lora
 from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints, _share
 from tasks.training.loop import fit
+from tasks.training.lora import Adapters
 from tasks.training.losses import stream_loss
 from tasks.training.parallel import World, is_part
 from tests.helpers import make_context
@@ -30,6 +32,12 @@ def _decoder(preset="x_llama"):
     config = config_of(preset, vocab_size=64, d_model=32, n_layers=2, heads=4, d_feed_forward=64, max_positions=32)
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(2))
+    return model
+
+
+def _adapted():
+    model = _decoder()
+    Adapters(model, Lora(rank=4, alpha=8, targets=["attention", "feed_forward"]), seed=3)
     return model
 
 
@@ -44,6 +52,7 @@ SERVER.set_forkserver_preload([__name__, "torch.distributed.fsdp", "torch.distri
 KINDS = {
     "toy": (_net, _batch, _loss),
     "decoder": (_decoder, _tokens, stream_loss),
+    "adapters": (_adapted, _tokens, stream_loss),
     **{preset: (partial(_decoder, preset), _tokens, stream_loss) for preset in ("phi", "gpt2", "mixtral")},
 }
 
@@ -188,10 +197,11 @@ def test_a_model_in_parts_trains_as_a_whole_one_and_one_worker_goes_on(undisturb
 
 
 @pytest.mark.parametrize(
-    ("preset", "partition"), [("phi", "pipeline"), ("gpt2", "pipeline"), ("mixtral", "shard"), ("mixtral", "none")]
+    ("preset", "partition"),
+    [("phi", "pipeline"), ("gpt2", "pipeline"), ("mixtral", "shard"), ("mixtral", "none"), ("adapters", "none")],
 )
 def test_other_presets_train_with_two_workers_as_with_one(tmp_path, preset, partition):
-    """An output with a bias and learned positions through a pipeline, experts and their penalty over workers."""
+    """An output with a bias and learned positions through a pipeline, experts and their penalty, adapters."""
     ((weights, curve),) = _train(tmp_path / "one", 1, kind=preset, n_steps=3)
     for own_weights, own_curve in _train(tmp_path / "two", 2, kind=preset, n_steps=3, partition=partition):
         for name, own in own_weights.items():
