@@ -116,9 +116,10 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     if p.runtime.min_workers > p.workers:
         wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
-    if p.partition == "pipeline" and "experts" in _OPEN[m.preset]:
+    has_own_shape = p.pretrain.init_from is None  # else the stage itself holds the checkpoint's against `partition`
+    if p.partition == "pipeline" and has_own_shape and "experts" in _OPEN[m.preset]:
         wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
-    if p.partition == "pipeline" and p.workers > m.n_layers:
+    if p.partition == "pipeline" and has_own_shape and p.workers > m.n_layers:
         wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
     return wrong + _broken_lora(p)
 

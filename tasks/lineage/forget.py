@@ -141,7 +141,7 @@ def plan(
         versions=versions.registered(checkout, statements, known, current_holds=bool(kept)),
         quoting=listing.quoting(found, removal),
         seconds={stage: seconds.get(stage) for stage in affected},
-        tokenizer=_tokenizer(root, request, [found.all[number] for number in kept], "tokenizer" in affected),
+        tokenizer=_tokenizer(root, params, request, [found.all[number] for number in kept], "tokenizer" in affected),
     )
 
 
@@ -186,10 +186,12 @@ def _affected(
     return holders.affected_stages(graph, changed, same)
 
 
-def _tokenizer(root: Path, request: Request, kept: list[Candidate], runs: bool) -> str:
-    """What becomes of it; one that an earlier request kept is let go of."""
+def _tokenizer(root: Path, params: Parameters, request: Request, kept: list[Candidate], runs: bool) -> str:
+    """What becomes of it; one that an earlier request kept is let go of. A checkpoint's has learnt nothing here."""
     if request.keep_tokenizer:
         return "kept"
+    if params.pretrain.init_from is not None:
+        return "as it is"
     saw = rewriting.is_tokenizer_kept(root) or any(candidate.split == TRAIN for candidate in kept)
     return "trained again" if runs and saw else "as it is"
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axon_models import checkpoint
 from axon_models.decoder.vocabulary import NEW, renumbered
 from tasks.errors import UserError
+from tasks.lineage import forget
+from tasks.lineage.forget import Request
 from tasks.steps import data, pretrain, sft, tokenizer
 from tasks.tokenizers import adopted, bytelevel, chat
 from tests.axon_models.small import small_decoder, some_tokens
@@ -137,7 +140,7 @@ def test_a_released_model_that_is_too_short_or_not_the_tokenizer_s_is_refused(ro
     with pytest.raises(UserError, match=r"model.max_positions=128 must be at most 64, what pretrain.init_from=\S+ has"):
         _train(tmp_path, model__max_positions=128)
     with pytest.raises(UserError, match=r"partition=pipeline with workers=3 does not go with"):
-        _train(tmp_path, model__n_layers=4, partition="pipeline", workers=3)
+        _train(tmp_path, partition="pipeline", workers=3)
     byte_tokenizer().save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     with pytest.raises(UserError, match=r"tokenizer/ is of something else; make it again with: axon run tokenizer"):
         _train(tmp_path)
@@ -226,3 +229,12 @@ def test_a_commit_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path, monkeypa
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pretrain.init_from=sources/models/x: there is no such folder"):
         adopted.directory_of(tmp_path, "sources/models/x")
+
+
+@pytest.mark.parametrize(("init_from", "expected"), [(None, "trained again"), ("sources/models/x", "as it is")])
+def test_forgetting_a_record_does_not_train_the_checkpoint_s_tokenizer(
+    tmp_path: Path, init_from: str | None, expected: str
+) -> None:
+    params, kept = make_params({"pretrain.init_from": init_from}), [SimpleNamespace(split="train")]
+    request = Request(source="maths", reason="asked")
+    assert forget._tokenizer(tmp_path, params, request, kept, True) == expected
