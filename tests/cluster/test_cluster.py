@@ -117,7 +117,7 @@ def test_a_work_pool_serves_a_schedule(cluster: Cluster, spread: Workspace):
         wait_until(lambda: sorted(query(cluster, "prefect", states).split()) == ended, limit_s=240, every_s=2)
     finally:
         worker.terminate()
-        worker.wait(timeout=30)
+        worker.wait(timeout=180)  # Prefect waits for its own
     (note,) = (spread.root / ".axon" / "schedule" / "done").glob("*.json")
     assert json.loads(note.read_text())["outcome"].startswith("not retrained")
     assert cluster.axon(spread, "schedule", "--remove").returncode == 0
