@@ -158,16 +158,28 @@ def prefect_server(checkout: Checkout, *, with_services: bool = False) -> Iterat
     until it is ready."""
     found = os.environ.get("PREFECT_API_URL") or (None if with_services else _of_worker(checkout))
     if found:
-        os.environ["PREFECT_API_URL"] = found
+        _use(found)
         yield lambda: _wait_for_another_s(found)
         return
     server = _Watched(checkout, with_services=with_services)
-    os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+    _use(f"{server.url}/api")
     try:
         yield lambda: _wait_for_ours(server, log_of(checkout))
     finally:
-        del os.environ["PREFECT_API_URL"]
+        _use(None)
         server.stop()
+
+
+def _use(api: str | None) -> None:
+    """Have Prefect's clients talk to `api`, also where Prefect is imported already: that fixes its settings."""
+    if api is None:
+        os.environ.pop("PREFECT_API_URL", None)
+    else:
+        os.environ["PREFECT_API_URL"] = api
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
 
 
 def is_away(error: BaseException) -> bool:

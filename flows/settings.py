@@ -31,6 +31,7 @@ def apply(root: Path, assignments: Sequence[str]) -> tuple[Parameters, str, str]
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
+    editor.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     old = path.read_text(encoding="utf-8")
     document = editor.load(old)
     for assignment in assignments:

@@ -73,9 +73,12 @@ def test_a_range_that_cannot_be_read_is_one_sentence(text, expected):
     ("text", "expected"),
     [
         ("pretrain.learning_rat=uniform(1, 2)", "did you mean pretrain.learning_rate?"),
-        ("pretrain.lr=uniform(1, 2)", "not a parameter of params.yaml; known: pretrain.n_steps, pretrain.batch_size"),
+        ("pretrain.lr=uniform(1, 2)", "not a parameter of params.yaml; known: pretrain.init_from, pretrain.n_steps"),
         ("optimizer=choice(1)", "optimizer is not a parameter of params.yaml; see the keys there"),
-        ("pretrain=choice(1)", "pretrain is a section of params.yaml; name one of pretrain.n_steps"),
+        (
+            "pretrain=choice(1)",
+            "pretrain is a section of params.yaml; name one of pretrain.init_from, pretrain.n_steps",
+        ),
         ("pretrain.batch_size=uniform(2, 8)", "takes whole numbers; use randint(2, 9)"),
         ("pretrain.batch_size=choice(8, 0)", "pretrain.batch_size=0: input should be greater than or equal to 1"),
         ("pretrain.batch_size=choice(8.5)", "pretrain.batch_size=8.5: input should be a valid integer"),
@@ -166,7 +169,7 @@ def test_a_parameter_that_changes_nothing_in_a_trial_is_refused():
 
 
 def test_a_trial_reads_what_its_stages_read_and_do_not_write():
-    assert plan.inputs(GRAPH, ["pretrain"]) == ["tokenizer", "tokens"]
+    assert plan.inputs(GRAPH, ["pretrain"]) == ["sources/models", "tokenizer", "tokens"]
     both = plan.inputs(GRAPH, ["pretrain", "sft"])
     assert "models/pretrain" not in both
     assert "tokens" in both
