@@ -31,11 +31,12 @@ class Run:
 
     @property
     def was_run(self) -> bool:
-        """Whether a process of it has existed."""
-        return self.began is not None
+        """Whether a process of it has existed; the server gives one that is cancelled before a beginning at its end."""
+        return self.began is not None and not (self.state == "CANCELLED" and self.began == self.ended)
 
     def covers(self, at: float) -> bool:
-        return self.was_run and self.began - SLACK_S <= at <= (self.ended or float("inf")) + SLACK_S
+        """Whether it held the runner's only place: from its due time on, also while its server was away."""
+        return self.was_run and min(self.due, self.began - SLACK_S) <= at <= (self.ended or float("inf")) + SLACK_S
 
 
 def _seconds(text: str | None) -> float | None:
@@ -101,13 +102,19 @@ class Account:
     def kind(self, run: Run) -> str:
         """How a due time is accounted for; 'lost' where nothing says what became of it."""
         kinds: dict[str, Callable[[], bool]] = {
-            "ran": lambda: run.was_run and run.state == "COMPLETED",
+            "ran": lambda: run.was_run and (run.state == "COMPLETED" or self._was_decided(run)),
             "ended by its limit": lambda: run.was_run and "longer than --limit" in self.told(run),
             "skipped": lambda: run.state == "CANCELLED" and self._falls_into_another(run),
             "missed": lambda: run.state == "CANCELLED" and "missed" in run.message and self._was_down(run),
             "cut short": lambda: run.state == "CRASHED" and len(self.going_on_with(run)) == 1,
         }
         return next((name for name, holds in kinds.items() if holds()), "lost")
+
+    def _was_decided(self, run: Run) -> bool:
+        """Whether it had come to its one decision when a worker that left cancelled it."""
+        return run.state == "CANCELLED" and [
+            self.told(run).startswith(f"{d['action']}:") for d in self.decisions_of(run)
+        ] == [True]
 
     def told(self, run: Run) -> str:
         return self.notes.get(run.id, {}).get("outcome", "")
