@@ -169,8 +169,8 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
             _with_retries(run, lambda name=name: one(name))  # type: ignore[misc]
     finally:
         APILogWorker.drain_all(timeout=5)
-        prefect_runs.close_dead(run.checkout)  # a stage that was killed and tried again
         reproduction.write_lock_in_order(run.checkout.root, run.graph)
+        prefect_runs.close_dead(run.checkout)  # a stage that was killed and tried again
 
 
 def _is_worth_another_try(run: Run, error: Any) -> bool:
