@@ -135,13 +135,20 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
     def only_lost_processes(_task: Any, _run: Any, state: Any) -> bool:
         return _is_worth_another_try(run, state.result(raise_on_failure=False))
 
+    failed: list[Exception] = []  # what ended the last stage, if it did not end well
+
     def one(name: str) -> None:
         if run.interruption.is_asked:  # between two stages there was none to pass it on to
             raise KeyboardInterrupt
         run.interruption.install()
-        run.wait_for_ray()
-        with in_errors():
-            _reproduce(run, name, record)
+        failed.clear()
+        try:
+            run.wait_for_ray()
+            with in_errors():
+                _reproduce(run, name, record)
+        except Exception as error:
+            failed.append(error)
+            raise
 
     names = [n for n in run.graph if n in run.plan.stale or n in run.plan.follow]
 
@@ -164,6 +171,8 @@ def _pipeline_flow(run: Run, record: Journal) -> None:
     except Exception as error:
         if not is_away(error):
             raise
+        if failed and not _is_worth_another_try(run, failed[0]):
+            raise failed[0] from None  # Prefect could only not be told of it
         run.console.print("[yellow]Prefect does not answer; going on without it[/yellow]")
         for name in names:  # those that are done are current
             _with_retries(run, lambda name=name: one(name))  # type: ignore[misc]

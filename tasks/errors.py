@@ -46,13 +46,25 @@ _WHAT_TO_DO = {
 
 def machine_fault(error: BaseException) -> str | None:
     """What the machine refused, where, and what to do, if that is behind `error`; None for any other error."""
+    found, where = _refused(error)
+    if found is None:
+        return None
+    place = f" ({where})" if where else ""
+    return f"{found}{place}. {_WHAT_TO_DO[found]} and run again: it goes on from what was saved."
+
+
+def machine_refusal(error: BaseException) -> str | None:
+    """What the machine refused, in a few words, if that is behind `error`; None for any other error."""
+    return _refused(error)[0]
+
+
+def _refused(error: BaseException) -> tuple[str | None, str | None]:
+    """(what the machine refused, the file), both None for an error of another kind."""
     seen: BaseException | None = error
     while seen is not None:
         found = _BY_NUMBER.get(seen.errno or 0) if isinstance(seen, OSError) else None
         found = found or next((what for text, what in _BY_TEXT.items() if text in str(seen).lower()), None)
         if found:
-            where = getattr(seen, "filename", None)
-            place = f" ({where})" if where else ""
-            return f"{found}{place}. {_WHAT_TO_DO[found]} and run again: it goes on from what was saved."
+            return found, getattr(seen, "filename", None)
         seen = seen.__cause__ or seen.__context__
-    return None
+    return None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -63,6 +64,7 @@ def prepare(checkout: Checkout) -> None:
     Raises `UserError` for an address of an engine that is none: each engine says so later and in its own way.
     """
     redact.install()
+    logging.raiseExceptions = False  # a log line that Prefect cannot take is not worth one in the terminal
     _check_addresses()
     os.environ.update(_FIXED)
     for name, value in _DEFAULTS.items():

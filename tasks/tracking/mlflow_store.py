@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import machine_refusal
 from tasks.files import write_json
 from tasks.redact import redacted
 from tasks.runtime.checkout import Checkout
@@ -41,6 +42,7 @@ def client(checkout: Checkout) -> Any:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     for name in ("mlflow", "alembic"):  # after the import, which sets them
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `StoreAway` tells it, without a trace
     return MlflowClient(tracking_uri=checkout.tracking_uri)
 
 
@@ -103,7 +105,8 @@ class Sender:
         try:
             self._deliver()
         except Exception as error:
-            raise StoreAway(f"MLflow at {redacted(self._checkout.tracking_uri)}: {_first_line(error)}") from error
+            why = machine_refusal(error) or _first_line(error)
+            raise StoreAway(f"MLflow at {redacted(self._checkout.tracking_uri)}: {why}") from error
 
     def _deliver(self) -> None:
         with self._lock:

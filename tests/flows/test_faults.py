@@ -59,15 +59,19 @@ def fill(path: Path) -> None:
 def test_a_full_disk_ends_in_one_message_and_the_next_run_goes_on(finished: FinishedRun, whole: bytes, tmp_path: Path):
     with small_disk(tmp_path / "disk", 400) as disk:
         workspace = prepared(disk / "checkout", finished, **{"runtime.checkpoint_every_s": 0.2})
+        terminal = tmp_path / "axon.log"  # not on that disk, so that nothing of it is lost
+        (workspace.root / "axon.log").symlink_to(terminal)
         run = workspace.start("run", "pretrain")
         wait_until(lambda: steps_done(workspace) >= 20)
         filler = disk / "filler"
         fill(filler)
         assert run.wait(timeout=120) == 1
         filler.unlink()
-        log = (workspace.root / "axon.log").read_text()
-        assert "there is no space left on the disk" in log, log[-3000:]
+        log = terminal.read_text()
+        assert "pretrain: there is no space left on the disk" in log, log[-3000:]
         assert "Traceback" not in log
+        assert "Error logging" not in log
+        assert log.count("\npretrain\n") == 1, "it is not tried again where that cannot help"
         again = workspace.axon("run", "pretrain")
         assert again.returncode == 0, again.stdout + again.stderr
         assert workspace.lock == whole
