@@ -53,7 +53,6 @@ def _load(directory: Path) -> tuple[Any, Any, Any]:
 
     try:
         tokenizer, module = bytelevel.load(directory), axon_models.load(directory)
-        vocabulary = axon_models.Vocabulary.of(tokenizer)
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= module.config.vocab_size:
             raise ValueError(f"token {largest} of its tokenizer is beyond the {module.config.vocab_size} of the model")
@@ -65,7 +64,10 @@ def _load(directory: Path) -> tuple[Any, Any, Any]:
             "made again.",
             exit_code=1,
         ) from None
-    return tokenizer, vocabulary, module
+    try:
+        return tokenizer, axon_models.Vocabulary.of(tokenizer), module
+    except ValueError as error:
+        raise UserError(f"{directory / 'tokenizer.json'}: {error}", exit_code=1) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ def test_control_characters_never_reach_the_terminal(
     monkeypatch.setattr(talking, "_load", wild)
     talking.generate(checkout, "sft", "x", Settings(max_new_tokens=2), raw=False)
     assert capsys.readouterr().out == "�[31m�a\tb\n�[31m�a\tb\n\n"
+
+
+def test_a_tokenizer_that_cannot_be_read_token_by_token_is_refused(checkout: Checkout) -> None:
+    file = checkout.root / "models" / "sft" / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    file.write_text(json.dumps(tree | {"decoder": {"type": "BPEDecoder", "suffix": "</w>"}}))
+    with pytest.raises(UserError, match=r"tokenizer\.json: .* decoder BPEDecoder cannot be read token by") as told:
+        talking.generate(checkout, "sft", "x", Settings(max_new_tokens=2), raw=False)
+    assert told.value.exit_code == 1
 
 
 def test_chat_answers_each_line_by_itself(
