@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from axon_models.generation.beams import beam_search
     from axon_models.generation.engine import generate
     from axon_models.generation.sampling import Sampling
+    from axon_models.generation.text import TextStream
+    from axon_models.generation.vocabulary import Vocabulary
     from axon_models.loading import load
 
-__all__ = ["Batcher", "Request", "Sampling", "answer", "beam_search", "generate", "load"]
+__all__ = ["Batcher", "Request", "Sampling", "TextStream", "Vocabulary", "answer", "beam_search", "generate", "load"]
 
 _HOMES = {
     "Batcher": "axon_models.generation.batcher",
     "Request": "axon_models.generation.answers",
     "Sampling": "axon_models.generation.sampling",
+    "TextStream": "axon_models.generation.text",
+    "Vocabulary": "axon_models.generation.vocabulary",
     "answer": "axon_models.generation.batcher",
     "beam_search": "axon_models.generation.beams",
     "generate": "axon_models.generation.engine",

@@ -204,8 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         app(args=[a for a in arguments if a != "--debug"], standalone_mode=True)
     except KeyboardInterrupt:
+        from flows import signals
+
         print("\naxon: interrupted; `axon run` goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+        signals.leave()
     except Exception as error:  # noqa: BLE001 every error ends in a message, its trace on demand
         if is_debug:
             print(redact.traced(error), end="", file=sys.stderr)

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from flows import prefect_runs, registration, services, summary
 from flows.prefect_server import is_away, prefect_server
-from flows.signals import Interruption
-from flows.stage import EXIT_INTERRUPTED, EXIT_WORKER_LOST
+from flows.signals import EXIT_INTERRUPTED, Interruption
+from flows.stage import EXIT_WORKER_LOST
 from tasks import registry
 from tasks.errors import UserError
 from tasks.lineage.audit import determinism

@@ -15,7 +15,7 @@ from typing import Any
 from flows import prefect_runs
 from flows.prefect_server import is_away, is_ready_soon, prefect_server
 from flows.progress import Progress
-from flows.signals import SAME_SIGNAL_S
+from flows.signals import EXIT_INTERRUPTED, SAME_SIGNAL_S
 from tasks import redact
 from tasks.errors import Stopped, UserError, machine_fault
 from tasks.parameters import load
@@ -28,7 +28,6 @@ from tasks.runtime.place import Files
 from tasks.tracking import journal
 from tasks.tracking.journal import Journal
 
-EXIT_INTERRUPTED = 130  # what a shell gives for SIGINT
 EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: trying again helps
 
 

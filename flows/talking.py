@@ -46,8 +46,8 @@ def _verify(checkout: Checkout, model: str, directory: Path) -> None:
     )
 
 
-def _load(directory: Path) -> tuple[Any, Any]:
-    """(tokenizer, model); a `UserError` where one cannot be read or they do not go together."""
+def _load(directory: Path) -> tuple[Any, Any, Any]:
+    """(tokenizer, its bytes, model); a `UserError` where one cannot be read or they do not go together."""
     import axon_models
     from tasks.tokenizers import bytelevel
 
@@ -64,7 +64,10 @@ def _load(directory: Path) -> tuple[Any, Any]:
             "made again.",
             exit_code=1,
         ) from None
-    return tokenizer, module
+    try:
+        return tokenizer, axon_models.Vocabulary.of(tokenizer), module
+    except ValueError as error:
+        raise UserError(f"{directory / 'tokenizer.json'}: {error}", exit_code=1) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,20 +122,17 @@ class Speaker:
 
         self.name = model
         self._place = f"models/{model}" if model in STAGES else f"the {model}"
-        self._tokenizer, self._module = _load(directory_of(checkout, model))
+        self._tokenizer, self._vocabulary, self._module = _load(directory_of(checkout, model))
         self._eos_id = chat.END
         self._emit: Callable[[str], None] = _print
         self._batcher = Batcher(
             self._module,
             eos_id=chat.END,
             max_rows=1,
-            decode=self._decode,
+            vocabulary=self._vocabulary,
             stream=lambda piece: self._emit(piece.text) if piece.text else None,
             name=self._place,
         )
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def say(self, tokens: list[int], emit: Callable[[str], None], settings: Settings) -> Answer:
         """Generate behind `tokens`; `emit` gets the text as it becomes certain, of beams all at the end."""
@@ -174,7 +174,7 @@ class Speaker:
             max_new_tokens=settings.max_new_tokens,
             settings=BeamSettings(beams=settings.beams),
             eos_id=self._eos_id,
-            decode=self._decode,
+            vocabulary=self._vocabulary,
             name=self._place,
         )[0]
         emit(best.text or "")

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from tasks.redact import holds_secret
 
 if TYPE_CHECKING:
-    from tasks.parameters import Model, Parameters
+    from tasks.parameter_sections import Model
+    from tasks.parameters import Parameters
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200

@@ -34,7 +34,7 @@ class Answer:
     """The tokens behind a prompt, with the end token where it was produced, and why there are no more.
 
     logprobs: natural logarithms of the tokens' probabilities in the model's own distribution, before penalty,
-    temperature and cuts. text: the text of the tokens up to a stop string; None without a decoder of tokens.
+    temperature and cuts. text: the text of the tokens up to a stop string; None without a vocabulary.
     """
 
     tokens: tuple[int, ...]
@@ -69,7 +69,7 @@ def mistakes_of(request: Request, config: DecoderConfig, length: int, *, has_tex
             f"{max(room, 0)} fit into {length} positions"
         )
     if request.stop and not has_text:
-        wrong.append(f"stop={list(request.stop)} needs `decode`, which turns tokens into text")
+        wrong.append(f"stop={list(request.stop)} needs `vocabulary`, by which tokens become text")
     if "" in request.stop:
         wrong.append("stop must not hold an empty string")
     return wrong

@@ -18,14 +18,15 @@ from axon_models.decoder.model import Decoder
 from axon_models.generation.answers import Answer, Piece, Reason, Request, mistakes_of
 from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
-from axon_models.generation.text import Decode, TextStream
+from axon_models.generation.text import TextStream
+from axon_models.generation.vocabulary import Vocabulary
 
 
 class Batcher:
     """Answers requests with at most `max_rows` of them in work at once; see the file's docstring.
 
     length: positions of a row, prompt and answer (default: the model's `max_positions`). chunk: tokens of one pre-fill
-    pass. decode: turns tokens into text, for stop strings and for `Piece.text`. stream: called with every token as it
+    pass. vocabulary: the bytes of tokens, for stop strings and for `Piece.text`. stream: called with every token as it
     is chosen. growing, prepare: as in `rows.rows_for`. name: what an error calls the model. After an error, also one
     of `stream`, nothing is waiting or in work any more.
     """
@@ -38,14 +39,14 @@ class Batcher:
         max_rows: int = 64,
         length: int | None = None,
         chunk: int = 512,
-        decode: Decode | None = None,
+        vocabulary: Vocabulary | None = None,
         stream: Callable[[Piece], None] | None = None,
         growing: bool = True,
         prepare: bool = True,
         name: str = "the model",
     ) -> None:
         self._config, self._eos_id, self._name = module.config, eos_id, name
-        self._decode, self._stream = decode, stream
+        self._vocabulary, self._stream = vocabulary, stream
         self._length = module.config.max_positions if length is None else length
         self._max_rows = max_rows
         _check(self._length, module.config.max_positions, max_rows, chunk)
@@ -60,10 +61,10 @@ class Batcher:
 
     def submit(self, request: Request) -> int:
         """Queue a request; its number, from 0 upwards. Raises `ValueError` with everything that is wrong with it."""
-        wrong = mistakes_of(request, self._config, self._length, has_text=self._decode is not None)
+        wrong = mistakes_of(request, self._config, self._length, has_text=self._vocabulary is not None)
         if wrong:
             raise ValueError("cannot generate:\n" + "\n".join(f"  - {mistake}" for mistake in wrong))
-        text = None if self._decode is None else TextStream(self._decode, request.stop)
+        text = None if self._vocabulary is None else TextStream(self._vocabulary, stop=request.stop)
         self._waiting.append(_Row(self._n_requests, request, text, self._config.vocab_size))
         self._n_requests += 1
         return self._n_requests - 1
@@ -179,11 +180,11 @@ class _Row:
         self._logprobs.append(logprob)
         if self.seen is not None:
             self.seen[token] = True
-        text = "" if self._text is None else self._text.push(token)
+        text = "" if self._text is None else self._text.add(token)
         reason: Reason | None = None
         if token == eos_id:
             reason = "eos"
-        elif self._text is not None and self._text.stopped:
+        elif self._text is not None and self._text.is_stopped:
             reason = "stop"
         elif len(self._tokens) == self.request.max_new_tokens:
             reason = "length"
@@ -203,13 +204,13 @@ def answer(
     *,
     eos_id: int | None = None,
     max_rows: int = 64,
-    decode: Decode | None = None,
+    vocabulary: Vocabulary | None = None,
     stream: Callable[[Piece], None] | None = None,
     name: str = "the model",
 ) -> list[Answer]:
     """The answers to `requests`, in their order; arguments as in `Batcher`, which takes requests at any time."""
     n_rows = max(1, min(max_rows, len(requests)))
-    batcher = Batcher(module, eos_id=eos_id, max_rows=n_rows, decode=decode, stream=stream, name=name)
+    batcher = Batcher(module, eos_id=eos_id, max_rows=n_rows, vocabulary=vocabulary, stream=stream, name=name)
     for request in requests:
         batcher.submit(request)
     answers = dict(batcher.run())

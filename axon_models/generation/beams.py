@@ -25,7 +25,8 @@ from axon_models.decoder.model import Decoder
 from axon_models.generation.answers import Answer, Request, mistakes_of
 from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import refuse_what_is_not_finite
-from axon_models.generation.text import Decode
+from axon_models.generation.text import decode
+from axon_models.generation.vocabulary import Vocabulary
 
 EarlyStopping = Literal["never"] | bool
 
@@ -61,7 +62,7 @@ def beam_search(
     max_new_tokens: int,
     settings: BeamSettings | None = None,
     eos_id: int | None = None,
-    decode: Decode | None = None,
+    vocabulary: Vocabulary | None = None,
     chunk: int = 512,
     prepare: bool = True,
     name: str = "the model",
@@ -73,7 +74,7 @@ def beam_search(
     """
     settings = settings or BeamSettings()
     request = Request(prompt=prompt, max_new_tokens=max_new_tokens)
-    wrong = mistakes_of(request, module.config, module.config.max_positions, has_text=decode is not None)
+    wrong = mistakes_of(request, module.config, module.config.max_positions, has_text=vocabulary is not None)
     if wrong:
         raise ValueError("cannot search:\n" + "\n".join(f"  - {mistake}" for mistake in wrong))
     length = len(prompt) + max_new_tokens
@@ -93,7 +94,7 @@ def beam_search(
             break
         rows.keep(parents)
         logits = rows.step(torch.tensor([beam.tokens[-1] for beam in going], device=logits.device))
-    return [_answer(beam, eos_id, decode) for beam in finished]
+    return [_answer(beam, eos_id, vocabulary) for beam in finished]
 
 
 def _continuations(
@@ -132,10 +133,10 @@ def _may_stop(
     return going[0].score / length**settings.length_penalty <= finished[-1].score
 
 
-def _answer(beam: _Beam, eos_id: int | None, decode: Decode | None) -> Answer:
+def _answer(beam: _Beam, eos_id: int | None, vocabulary: Vocabulary | None) -> Answer:
     return Answer(
         tokens=beam.tokens,
         logprobs=beam.logprobs,
         reason="eos" if beam.tokens[-1] == eos_id else "length",
-        text=None if decode is None else decode(list(beam.tokens)),
+        text=None if vocabulary is None else decode(vocabulary, beam.tokens),
     )

@@ -24,7 +24,7 @@ from tasks.data.records import (
 from tasks.data.splits import assign, split_of_demonstration
 
 if TYPE_CHECKING:
-    from tasks.parameters import NearDuplicates, Splits
+    from tasks.parameter_sections import NearDuplicates, Splits
     from tasks.steps.context import FanOut
 
 T = TypeVar("T", TextRecord, Demonstration)

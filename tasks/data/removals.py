@@ -24,7 +24,7 @@ from tasks.data.records import Demonstration, Record, Reject, TextRecord, record
 from tasks.data.removal_list import BAND_BYTES, N_BANDS, Entry
 
 if TYPE_CHECKING:
-    from tasks.parameters import NearDuplicates
+    from tasks.parameter_sections import NearDuplicates
     from tasks.steps.context import FanOut
 
 # Bands of 4 MinHash values, hashed: a band is equal with probability s**4 for a similarity s, so that 8 equal ones

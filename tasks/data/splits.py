@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tasks.data.records import PREFERENCE, TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
-    from tasks.parameters import Splits
+    from tasks.parameter_sections import Splits
 
 
 def unit_hash(*parts: str) -> float:

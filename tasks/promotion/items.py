@@ -13,7 +13,7 @@ from tasks.data import records
 from tasks.errors import UserError
 from tasks.evaluation import prompts as held_out
 from tasks.evaluation.prompts import Prompt
-from tasks.parameters import Gate
+from tasks.parameter_sections import Gate
 
 FOLDER = "lineage/evaluation-sets"
 

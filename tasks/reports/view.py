@@ -197,6 +197,7 @@ def build(inputs: Inputs, data: composition.Composition) -> dict[str, Any]:
     order = [name for name in ("base", "sft", "sft_continued", "dpo", "ppo", "best_of_n") if name in evaluation]
     evaluation = {name: evaluation[name] for name in order}
     baselines: dict[str, float] = inputs.metrics["tokenizer"].get("baselines", {})
+    part = inputs.metrics["tokenizer"].get("baselines_of", {}).get("test")
     n_samples = parameters["evaluate"]["n_samples"]
     sft = evaluation["sft"]
     return {
@@ -218,6 +219,7 @@ def build(inputs: Inputs, data: composition.Composition) -> dict[str, Any]:
         "n_samples": n_samples,
         "max_new_tokens": parameters["preferences"]["max_new_tokens"],
         "text_size": size(sft["n_text_bytes"]),
+        "baselines_text": f"{size(part['bytes'])} of the held-out text" if part else "all held-out text",
         "tiles": _tiles(inputs, baselines),
         "models": _comparison(evaluation, n_samples),
         "tasks": _by_task(evaluation, n_samples),

@@ -34,21 +34,19 @@ models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from axon_models.objectives.ppo import approximate_kl, masked_mean, policy_loss, value_loss
+from axon_models.objectives.ppo import masked_mean, policy_loss, value_loss
 from tasks.alignment import prompts, rewards
+from tasks.alignment.ppo_progress import Progress, first_and_last
 from tasks.alignment.rollouts import Rollouts, RolloutSettings, answer_statistics, collect, state_values
 from tasks.steps.context import StepContext
-from tasks.tokenizers.chat import PAD
 from tasks.training import tokens
 from tasks.training.batches import stream_batch
 from tasks.training.checkpoint import Checkpoints, prefixed, without_prefix
-from tasks.training.curves import Curve
 from tasks.training.device import autocast, setup
 from tasks.training.divergence import Watch
 from tasks.training.lora import attach
@@ -61,20 +59,6 @@ from tasks.training.sampling import rows_of_batch, seed_of
 from tasks.training.state import load_training_tensors, training_tensors
 
 STAGE = "ppo"
-_FIGURES = ("reward", "kl", "entropy", "clip_fraction", "value_loss", "answer_tokens", "ended")
-_AVERAGED = 3  # iterations that "first" and "last" figures are the mean of: one iteration is noise
-
-
-@dataclass
-class Progress:
-    """Where training stands between two updates. `buffer` is None until an iteration's rollouts are sampled."""
-
-    iteration: int = 0
-    n_updates: int = 0  # within the iteration
-    tokens: int = 0
-    buffer: Rollouts | None = None
-    updates: list[dict[str, float]] = field(default_factory=list)  # figures of this iteration's updates
-    curve: Curve = field(default_factory=Curve)
 
 
 def run(context: StepContext) -> None:
@@ -83,15 +67,10 @@ def run(context: StepContext) -> None:
     trainer.resume()
     trainer.train()
     write_model(context, STAGE, trainer.policy, adapters=trainer.adapters)
-    curve = trainer.at.curve
     metrics: dict[str, Any] = {"tokens": trainer.at.tokens, "n_iterations": context.params.ppo.n_iterations}
     if trainer.watch.left_out:
         metrics["left_out_updates"] = trainer.watch.left_out
-    for name in _FIGURES:
-        values = [row[name] for row in curve.rows if name in row]
-        metrics[f"{name}_first"] = sum(values[:_AVERAGED]) / len(values[:_AVERAGED])
-        metrics[f"{name}_last"] = sum(values[-_AVERAGED:]) / len(values[-_AVERAGED:])
-    write_metrics(context, STAGE, curve, metrics)
+    write_metrics(context, STAGE, trainer.at.curve, metrics | first_and_last(trainer.at.curve))
 
 
 class Trainer:
@@ -149,13 +128,8 @@ class Trainer:
                     self.at.updates.append(figures)
                 self.at.n_updates += 1
                 self._save_if_due()
-            self._log(self.at.buffer)
-            self.at.iteration, self.at.n_updates, self.at.updates, self.at.buffer = (
-                self.at.iteration + 1,
-                0,
-                [],
-                None,
-            )
+            values = self.at.end_iteration(epochs=self.section.epochs)
+            self.context.report(self.at.iteration, self.section.n_iterations, values)
             self._save_if_due()
 
     def sample(self) -> Rollouts:
@@ -258,45 +232,16 @@ class Trainer:
             optimizer.step()
         return norms
 
-    def _log(self, rollouts: Rollouts) -> None:
-        """Add the iteration to the curve: of the rollouts as sampled, and the mean over its updates."""
-        at = self.at
-        lengths = rollouts.mask.sum(-1).double()  # (B,)
-        at.tokens += int((rollouts.tokens != PAD).sum()) * self.section.epochs
-        values = {
-            "tokens": float(at.tokens),
-            "reward": rollouts.scores.double().mean().item(),
-            "kl": approximate_kl(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask).item()
-            * lengths.mean().item(),
-            "entropy": masked_mean(rollouts.entropy, rollouts.mask).item(),
-            "answer_tokens": lengths.mean().item(),
-            "ended": rollouts.ended.double().mean().item(),
-        }
-        for name in at.updates[0] if at.updates else ():
-            values[name] = sum(update[name] for update in at.updates) / len(at.updates)
-        at.curve.add(at.iteration + 1, values)
-        self.context.report(at.iteration + 1, self.section.n_iterations, values)
-
     def _save_if_due(self) -> None:
         """Save everything that the next update depends on, the rollouts included, if it is time."""
         if not self.checkpoints.is_due():
             return
-        at = self.at
         tensors: dict[str, Tensor] = {}
         for name, model in self.models.items():
             tensors |= prefixed(f"{name}.", training_tensors(model, self.optimizers[name]))
-        if at.buffer is not None:
-            tensors |= prefixed("buffer.", at.buffer.tensors())
-        number = at.iteration * (self.updates_per_iteration + 2) + (0 if at.buffer is None else 1 + at.n_updates)
-        state = {
-            "iteration": at.iteration,
-            "n_updates": at.n_updates,
-            "tokens": at.tokens,
-            "updates": at.updates,
-            "curve": at.curve.rows,
-            "left_out": self.watch.left_out,
-        }
-        self.checkpoints.save(number, tensors, state)
+        buffer, state = self.at.to_save()
+        number = self.at.number(self.updates_per_iteration)
+        self.checkpoints.save(number, tensors | buffer, state | {"left_out": self.watch.left_out})
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -307,15 +252,7 @@ class Trainer:
         for name, model in self.models.items():
             load_training_tensors(model, self.optimizers[name], without_prefix(f"{name}.", tensors))
         self.watch = Watch(STAGE, self.context.params.divergence, state["left_out"])
-        buffer = without_prefix("buffer.", tensors)
-        self.at = Progress(
-            iteration=state["iteration"],
-            n_updates=state["n_updates"],
-            tokens=state["tokens"],
-            buffer=Rollouts(**buffer) if buffer else None,
-            updates=state["updates"],
-            curve=Curve(state["curve"]),
-        )
+        self.at = Progress.saved(tensors, state)
 
 
 def _pretraining_loss(context: StepContext, device: torch.device, world: World) -> Callable[[Any, int], Tensor]:

@@ -27,7 +27,7 @@ from tasks.training.outputs import write_metrics, write_model
 from tasks.training.sampling import seed_of
 
 if TYPE_CHECKING:
-    from tasks.parameters import Model
+    from tasks.parameter_sections import Model
 
 STAGE = "pretrain"
 log = logging.getLogger(__name__)

@@ -6,8 +6,11 @@ A tokenizer in `sources/tokenizer` is taken as it is instead: `axon forget --kee
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from tasks.data import records
@@ -16,26 +19,45 @@ from tasks.errors import UserError
 from tasks.evaluation import compression
 from tasks.files import write_json
 from tasks.steps.context import StepContext
-from tasks.tokenizers import adopted, chat, folder, kinds, shards, splits
+from tasks.tokenizers import adopted, chat, folder, kinds, rows, shards, splits
 
 N_PHASES = 3
 KEPT = Path("sources") / "tokenizer"
+# Of text, that `baselines` are of at most: their memory does not grow with the data.
+MEASURED_BYTES = {TRAIN: 32 * 2**20, TEST: 8 * 2**20}
 
 
-def _baselines(root: Path, vocab_size: int) -> dict[str, float]:
-    text = records.read(root / "data" / "text.parquet", ["split", "text"])
-    of_split = {
-        name: [content for split, content in zip(text["split"], text["text"], strict=True) if split == name]
-        for name in (TRAIN, TEST)
-    }
-    return compression.baselines(
-        train_tokens=shards.load_tokens(root / "tokens" / f"text.{TRAIN}.npy"),
-        test_tokens=shards.load_tokens(root / "tokens" / f"text.{TEST}.npy"),
-        train_bytes="\n".join(of_split[TRAIN]).encode(),
-        test_texts=of_split[TEST],
+def _baselines(root: Path, vocab_size: int) -> dict[str, Any]:
+    """`baselines`, and `baselines_of` where they are of a part of the texts: its documents and bytes by split."""
+    texts: dict[str, list[str]] = {}
+    tokens: dict[str, np.ndarray] = {}
+    parts = {}
+    for split, at_most in MEASURED_BYTES.items():
+        name = f"text.{split}"
+        index = records.read(root / "tokens" / f"{name}.index.parquet", ["offset", "length", "n_bytes"])
+        chosen = compression.spread(index["n_bytes"], at_most)
+        tokens[split] = shards.load_tokens(root / "tokens" / f"{name}.npy")
+        if len(chosen) < len(index["n_bytes"]):
+            spans = [slice(index["offset"][i], index["offset"][i] + index["length"][i]) for i in chosen]
+            tokens[split] = np.concatenate([tokens[split][span] for span in spans])
+            parts[split] = {"documents": len(chosen), "bytes": sum(index["n_bytes"][i] for i in chosen)}
+        texts[split] = _texts(root, split, set(chosen))
+    found = compression.baselines(
+        train_tokens=tokens[TRAIN],
+        test_tokens=tokens[TEST],
+        train_bytes="\n".join(texts[TRAIN]).encode(),
+        test_texts=texts[TEST],
         vocab_size=vocab_size,
         separator=chat.END_OF_TEXT,
     )
+    return {"baselines": found} | ({"baselines_of": parts} if parts else {})
+
+
+def _texts(root: Path, split: str, chosen: Container[int]) -> list[str]:
+    """The texts of a split at the places `chosen` among its own, in the order of tokens/."""
+    table = rows.columns(root / "data" / "text.parquet", ["split", "text"])
+    of_split = (text for found, text in table if found == split)
+    return [text for place, text in enumerate(of_split) if place in chosen]
 
 
 def run(context: StepContext) -> None:
@@ -55,8 +77,8 @@ def run(context: StepContext) -> None:
             "vocab_size": tokenizer.get_vocab_size(),
             "bytes_per_token": {split: size["bytes"] / size["tokens"] for split, size in sizes["text"].items()},
             "sizes": sizes,
-            "baselines": _baselines(root, 1 + max(tokenizer.get_vocab().values())),
         }
+        | _baselines(root, 1 + max(tokenizer.get_vocab().values()))
         | ({} if learns else {"kept": True}),
     )
     context.report(N_PHASES, N_PHASES, {})

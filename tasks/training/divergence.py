@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
-    from tasks.parameters import Divergence
+    from tasks.parameter_sections import Divergence
 
 WINDOW = 50  # losses whose mean a new one is held against
 ROLLBACK = "rollback"

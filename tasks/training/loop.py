@@ -32,7 +32,7 @@ from tasks.training.state import (
 )
 
 if TYPE_CHECKING:
-    from tasks.parameters import EpochTraining, Training
+    from tasks.parameter_sections import EpochTraining, Training
     from tasks.steps.context import StepContext
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from tasks.training.sampling import seed_of
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraModel
 
-    from tasks.parameters import Lora
+    from tasks.parameter_sections import Lora
     from tasks.steps.context import StepContext
 
 

@@ -14,6 +14,7 @@ from axon_models.generation.answers import Answer, Piece, Request
 from axon_models.generation.batcher import Batcher
 from axon_models.generation.sampling import Sampling
 from axon_models.generation.text import TextStream
+from axon_models.generation.vocabulary import Vocabulary
 from tests.axon_models.small import small_decoder, some_tokens
 
 EOS = 8
@@ -42,6 +43,9 @@ def requests(n: int = 17) -> list[Request]:
 def letters(tokens: list[int]) -> str:
     """A text of one character for each token but the end token."""
     return "".join(chr(ord("A") + token) for token in tokens if token != EOS)
+
+
+LETTERS = Vocabulary(pieces={token: chr(ord("A") + token).encode() for token in range(100)}, special=frozenset({EOS}))
 
 
 def assert_same(found: Answer, expected: Answer) -> None:
@@ -112,7 +116,7 @@ def test_a_stream_hears_every_token_and_the_text() -> None:
         asked,
         eos_id=EOS,
         max_rows=4,
-        decode=letters,
+        vocabulary=LETTERS,
         stream=lambda p: heard.setdefault(p.request, []).append(p),
     )
     for number, found in enumerate(answers):
@@ -123,7 +127,7 @@ def test_a_stream_hears_every_token_and_the_text() -> None:
 
 def test_a_stop_string_ends_an_answer_before_it() -> None:
     model = small_decoder()
-    free = [answer(model, [request], decode=letters)[0] for request in requests()]
+    free = [answer(model, [request], vocabulary=LETTERS)[0] for request in requests()]
     assert all(a.text is not None for a in free)
     asked, expected = [], []
     for request, whole in zip(requests(), free, strict=True):
@@ -136,17 +140,17 @@ def test_a_stop_string_ends_an_answer_before_it() -> None:
     def listen(piece: Piece) -> None:
         heard[piece.request] = heard.get(piece.request, "") + piece.text
 
-    stopped = answer(model, asked, max_rows=5, decode=letters, stream=listen)
+    stopped = answer(model, asked, max_rows=5, vocabulary=LETTERS, stream=listen)
     assert [a.text for a in stopped] == expected == [heard[number] for number in range(len(asked))]
     for whole, cut, request in zip(free, stopped, asked, strict=True):
         assert cut.reason == ("stop" if len(request.stop) == 2 else "length")
         assert cut.tokens == whole.tokens[: len(cut.tokens)]
         if cut.reason == "stop":  # the tokens go on to the one that completed the string
-            stream = TextStream(letters, request.stop)
+            stream = TextStream(LETTERS, stop=request.stop)
             for token in cut.tokens:
-                assert not stream.stopped
-                stream.push(token)
-            assert stream.stopped
+                assert not stream.is_stopped
+                stream.add(token)
+            assert stream.is_stopped
 
 
 def test_seeds_of_sequences_decide() -> None:
@@ -195,7 +199,7 @@ def test_scores_that_are_not_finite_are_refused_with_the_models_name(value: floa
         ({"prompt": [-1]}, "a token outside 0 … 66"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_new_tokens": 99}, "with max_new_tokens=99 at most 0 fit into 64"),
-        ({"stop": ("x",)}, "needs `decode`"),
+        ({"stop": ("x",)}, "needs `vocabulary`"),
         ({"stop": ("",)}, "an empty string"),
     ],
 )

@@ -12,6 +12,7 @@ from axon_models import beam_search, generate
 from axon_models.decoder.model import Decoder
 from axon_models.errors import ScoresError
 from axon_models.generation.beams import BeamSettings
+from axon_models.generation.vocabulary import Vocabulary
 from tests.axon_models.small import small_decoder, some_tokens
 
 EOS = 2
@@ -83,7 +84,7 @@ def test_mistakes_are_refused() -> None:
 
 
 def test_text_is_decoded() -> None:
-    answers = beam_search(
-        small_decoder(), [1, 2], max_new_tokens=3, decode=lambda tokens: "-".join(str(token) for token in tokens)
-    )
-    assert all(answer.text == "-".join(map(str, answer.tokens)) for answer in answers)
+    model = small_decoder()
+    numbers = Vocabulary(pieces={token: f"{token}-".encode() for token in range(model.config.vocab_size)})
+    answers = beam_search(model, [1, 2], max_new_tokens=3, vocabulary=numbers)
+    assert all(answer.text == "".join(f"{token}-" for token in answer.tokens) for answer in answers)

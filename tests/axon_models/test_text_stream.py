@@ -6,24 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axon_models.generation.text import TextStream
+from axon_models.generation.text import TextStream, decode
+from axon_models.generation.vocabulary import Vocabulary
+
+BYTES = Vocabulary(pieces={byte: bytes([byte]) for byte in range(256)} | {256: b"<end>"}, special=frozenset({256}))
+WORDS = Vocabulary(pieces={n: f" w{n}".encode() for n in range(9)}, first_dropped=b" ")  # as SentencePiece's
 
 
 def of_bytes(tokens: list[int]) -> str:
-    """A tokenizer whose tokens are bytes, and 256 a special token without text."""
+    """What Python says of tokens that are bytes; 256 is special."""
     return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
-def of_words(tokens: list[int]) -> str:
-    """A tokenizer that loses the space before its first word, as SentencePiece's does."""
-    return " ".join(f"w{token}" for token in tokens)
-
-
-def streamed(tokens: list[int], stop: tuple[str, ...] = (), decode=of_bytes) -> list[str]:  # type: ignore[no-untyped-def]
-    stream, pieces = TextStream(decode, stop), []
+def streamed(tokens: list[int], stop: tuple[str, ...] = (), vocabulary: Vocabulary = BYTES) -> list[str]:
+    stream, pieces = TextStream(vocabulary, stop=stop), []
     for token in tokens:
-        pieces.append(stream.push(token))
-        if stream.stopped:
+        pieces.append(stream.add(token))
+        if stream.is_stopped:
             break
     return [*pieces, stream.finish()]
 
@@ -33,7 +32,7 @@ def streamed(tokens: list[int], stop: tuple[str, ...] = (), decode=of_bytes) -> 
     st.one_of(st.text(max_size=12).map(lambda text: list(text.encode())), st.lists(st.integers(0, 256), max_size=12))
 )
 def test_pieces_make_up_the_text_of_all_tokens(tokens: list[int]) -> None:
-    assert "".join(streamed(tokens)) == of_bytes(tokens)
+    assert "".join(streamed(tokens)) == decode(BYTES, tokens) == of_bytes(tokens)
 
 
 @settings(max_examples=100, deadline=None)
@@ -64,25 +63,30 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
-    stream = TextStream(of_bytes, ["\nUser:", "END"])
-    said = [stream.push(token) for token in b"a EN\nUs"]
+    stream = TextStream(BYTES, stop=["\nUser:", "END"])
+    said = [stream.add(token) for token in b"a EN\nUs"]
     assert said == ["a", " ", "", "", "EN", "", ""]
-    assert stream.push(ord("e")) == ""
-    assert stream.push(ord("d")) == "\nUsed"  # it was not one
-    assert [stream.push(token) for token in b"END"] == ["", "", ""]
-    assert stream.stopped
+    assert stream.add(ord("e")) == ""
+    assert stream.add(ord("d")) == "\nUsed"  # it was not one
+    assert [stream.add(token) for token in b"END"] == ["", "", ""]
+    assert stream.is_stopped
     assert stream.finish() == ""
 
 
 def test_what_was_held_back_comes_at_the_end() -> None:
-    stream = TextStream(of_bytes, ["END"])
-    assert [stream.push(token) for token in b"xEN"] == ["x", "", ""]
+    stream = TextStream(BYTES, stop=["END"])
+    assert [stream.add(token) for token in b"xEN"] == ["x", "", ""]
     assert stream.finish() == "EN"
-    unfinished = TextStream(of_bytes)
-    assert [unfinished.push(token) for token in "é".encode()[:1]] == [""]
+    unfinished = TextStream(BYTES)
+    assert [unfinished.add(token) for token in "é".encode()[:1]] == [""]
     assert unfinished.finish() == "�"
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_a_tokens_text_may_depend_on_the_one_before(n: int) -> None:
-    assert "".join(streamed(list(range(n)), decode=of_words)) == of_words(list(range(n)))
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_the_space_before_a_text_is_left_away_once(n: int) -> None:
+    assert "".join(streamed(list(range(n)), vocabulary=WORDS)) == " ".join(f"w{token}" for token in range(n))
+
+
+def test_special_tokens_are_written_where_that_is_asked_for() -> None:
+    assert decode(BYTES, [256, 97, 256]) == "a"
+    assert decode(BYTES, [256, 97, 256], special=True) == "<end>a<end>"

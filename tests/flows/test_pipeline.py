@@ -17,6 +17,18 @@ from tests.flows.workspace import TINY, Workspace
 pytestmark = pytest.mark.engines
 
 MODELS = ("base", "sft", "sft_continued", "ppo", "dpo", "best_of_n")
+# Code that cannot change a result: the schema, errors, the worker itself.
+NEUTRAL = (
+    "tasks/parameters.py",
+    "tasks/parameter_mistakes.py",
+    "tasks/parameter_sections.py",
+    "tasks/redact.py",
+    "tasks/yaml_text.py",
+    "tasks/errors.py",
+    "tasks/steps/context.py",
+    "tasks/runtime/",
+    ".axon/",
+)
 
 
 def test_every_stage_ran_and_the_end_says_what_came_of_it(finished: FinishedRun):
@@ -53,21 +65,11 @@ def test_no_process_outlives_the_run(finished: FinishedRun):
 
 
 def test_a_stage_s_deps_cover_the_code_it_imports_and_the_files_it_opens(finished: FinishedRun):
-    """Code that cannot change a result is no dependency: the schema, errors, the worker itself, empty packages."""
-    neutral = (
-        "tasks/parameters.py",
-        "tasks/parameter_mistakes.py",
-        "tasks/redact.py",
-        "tasks/yaml_text.py",
-        "tasks/errors.py",
-        "tasks/steps/context.py",
-        "tasks/runtime/",
-        ".axon/",
-    )
+    """Code that cannot change a result is no dependency, and neither are empty packages."""
     root = finished.workspace.root
     for name, stage in stages.read_stages(root).items():
         (execution,) = finished.workspace.executions(name)
-        used = [path for path in execution[-1]["used"] if (root / path).is_file() and not path.startswith(neutral)]
+        used = [path for path in execution[-1]["used"] if (root / path).is_file() and not path.startswith(NEUTRAL)]
         used = [path for path in used if not is_empty_package(root / path)]
         assert f"tasks/steps/{name}.py" in used
         known = (*stage.deps, *stage.outs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from axon_models import beam_search, checkpoint, generate
+from axon_models import Vocabulary, beam_search, checkpoint, generate
 from axon_models.decoder.model import Decoder
 from flows import cli, talk_commands, talking
 from flows.talking import Settings
@@ -103,9 +104,24 @@ def test_beams_print_the_likeliest_answer(checkout: Checkout, capsys: pytest.Cap
 def test_control_characters_never_reach_the_terminal(
     checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(talking.Speaker, "_decode", lambda self, tokens: "\x1b[31m\x07a\tb\n" * len(tokens))
+    load = talking._load
+
+    def wild(directory: Path) -> tuple[Any, Any, Any]:
+        tokenizer, _, module = load(directory)
+        return tokenizer, Vocabulary(pieces=dict.fromkeys(range(262), b"\x1b[31m\x07a\tb\n")), module
+
+    monkeypatch.setattr(talking, "_load", wild)
     talking.generate(checkout, "sft", "x", Settings(max_new_tokens=2), raw=False)
     assert capsys.readouterr().out == "�[31m�a\tb\n�[31m�a\tb\n\n"
+
+
+def test_a_tokenizer_that_cannot_be_read_token_by_token_is_refused(checkout: Checkout) -> None:
+    file = checkout.root / "models" / "sft" / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    file.write_text(json.dumps(tree | {"decoder": {"type": "BPEDecoder", "suffix": "</w>"}}))
+    with pytest.raises(UserError, match=r"tokenizer\.json: .* decoder BPEDecoder cannot be read token by") as told:
+        talking.generate(checkout, "sft", "x", Settings(max_new_tokens=2), raw=False)
+    assert told.value.exit_code == 1
 
 
 def test_chat_answers_each_line_by_itself(

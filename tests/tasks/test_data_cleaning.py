@@ -14,7 +14,7 @@ from tasks.data import near_duplicates, preparation
 from tasks.data.cleaning import Limits, normalise, why_rejected
 from tasks.data.records import TextRecord, read, record_id, write
 from tasks.data.splits import assign, split_of_demonstration
-from tasks.parameters import NearDuplicates, Splits
+from tasks.parameter_sections import NearDuplicates, Splits
 from tests.helpers import REPOSITORY, serial_fan_out
 
 LIMITS = Limits(min_chars=10, max_chars=200, min_letter_fraction=0.5)

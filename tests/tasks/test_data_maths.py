@@ -10,7 +10,7 @@ import pytest
 
 from tasks.data import maths
 from tasks.data.splits import assign
-from tasks.parameters import Splits
+from tasks.parameter_sections import Splits
 
 QUESTIONS = maths.generate(list(maths.KINDS), n_questions=3000, max_operand=99, seed=7)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.data import records
+from tasks.evaluation import compression
 from tasks.steps import data, tokenizer
 from tasks.tokenizers import bytelevel, chat, rows, shards, splits
 from tests.helpers import make_context
@@ -67,6 +68,38 @@ def test_metrics(root: Path) -> None:
         index = records.read(root / "tokens" / f"text.{split}.index.parquet")
         assert rate == pytest.approx(sum(index["n_bytes"]) / len(tokens))
     assert 0 < metrics["baselines"]["token_3gram"] < metrics["baselines"]["token_unigram"] < 8
+    assert "baselines_of" not in metrics
+
+
+def test_baselines_of_much_text_are_of_a_part_of_it_and_say_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text of the same documents that the tokens are of: what those documents give when there are no others."""
+    (tmp_path / "data").symlink_to(root / "data")
+    monkeypatch.setattr(tokenizer, "MEASURED_BYTES", {"train": 2000, "test": 300})
+    tokenizer.run(make_context(tmp_path, {"tokenizer.vocab_size": 320}))
+    metrics = json.loads((tmp_path / "metrics" / "tokenizer.json").read_text())
+    text = records.read(root / "data" / "text.parquet", ["split", "text"])
+    tok = bytelevel.load(root / "tokenizer")
+    parts = {}
+    for split, at_most in (("train", 2000), ("test", 300)):
+        texts = [content for found, content in zip(text["split"], text["text"], strict=True) if found == split]
+        parts[split] = [texts[i] for i in compression.spread([len(t.encode()) for t in texts], at_most)]
+        n_bytes = sum(len(t.encode()) for t in parts[split])
+        assert metrics["baselines_of"][split] == {"documents": len(parts[split]), "bytes": n_bytes}
+        assert 0.5 * at_most < n_bytes <= at_most < sum(len(t.encode()) for t in texts)
+    ids = {
+        split: np.array([i for t in texts for i in (*chat.encode_text(tok, t), chat.END_OF_TEXT)])
+        for split, texts in parts.items()
+    }
+    assert metrics["baselines"] == compression.baselines(
+        train_tokens=ids["train"],
+        test_tokens=ids["test"],
+        train_bytes="\n".join(parts["train"]).encode(),
+        test_texts=parts["test"],
+        vocab_size=320,
+        separator=chat.END_OF_TEXT,
+    )
 
 
 def test_held_out_words_do_not_shape_the_vocabulary(root: Path, tmp_path: Path) -> None:

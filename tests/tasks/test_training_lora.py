@@ -15,7 +15,7 @@ from torch import Tensor
 from axon_models import checkpoint
 from axon_models.decoder.config import Experts
 from tasks.errors import UserError
-from tasks.parameters import Lora
+from tasks.parameter_sections import Lora
 from tasks.steps.ppo import Trainer
 from tasks.training.device import autocast
 from tasks.training.lora import Adapters

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
 from tasks.files import read_json, write_json
-from tasks.parameters import Lora
+from tasks.parameter_sections import Lora
 from tasks.training.batches import Batch
 from tasks.training.checkpoint import Checkpoints, _share
 from tasks.training.loop import fit

@@ -23,7 +23,7 @@ from tasks.lineage.forgetting.candidates import (
     Candidate,
     Candidates,
 )
-from tasks.parameters import NearDuplicates
+from tasks.parameter_sections import NearDuplicates
 from tasks.steps.context import FanOut
 
 # What is shorter stands in many texts by chance; of many removed texts only so many are looked for.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models
 
-from tasks.errors import UserError
-from tasks.tokenizers import chat, kinds
-from tasks.tokenizers.pieces import TextStream, Vocabulary, decode
+from axon_models.generation.text import TextStream, decode
+from axon_models.generation.vocabulary import Vocabulary
+from tasks.tokenizers import bpe, chat, kinds, own
 from tests.tasks.test_tokenizers_kinds import ANY_TEXT, TEXTS, VOCAB_SIZE
 
-TOKENIZERS = {kind: train(TEXTS, vocab_size=VOCAB_SIZE) for kind, train in kinds.TRAIN.items() if kind != "own"}
-VOCABULARIES = {kind: Vocabulary(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
+TOKENIZERS = {kind: train(TEXTS, vocab_size=VOCAB_SIZE) for kind, train in kinds.TRAIN.items()}
+VOCABULARIES = {kind: Vocabulary.of(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
+OWN = bpe.learn(own.count_words(TEXTS), n_tokens=VOCAB_SIZE - len(chat.SPECIAL_TOKENS), alphabet=own.ALPHABET)
 KINDS = st.sampled_from(list(TOKENIZERS))
 IDS = st.lists(st.integers(0, VOCAB_SIZE - 1) | st.integers(6, 261), max_size=20)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3)
@@ -35,8 +36,40 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
 @settings(max_examples=300, deadline=None)
 @given(kind=KINDS, text=ANY_TEXT)
 def test_pieces_of_any_text_are_the_text(kind: str, text: str) -> None:
-    pieces, _ = stream(kind, chat.encode_text(TOKENIZERS[kind], text))
-    assert "".join(pieces) == text
+    ids = chat.encode_text(TOKENIZERS[kind], text)
+    pieces, _ = stream(kind, ids)
+    assert "".join(pieces) == decode(VOCABULARIES[kind], ids) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=KINDS, ids=IDS, special=st.booleans())
+def test_pieces_of_any_ids_are_what_is_decoded_at_once_and_none_is_taken_back(
+    kind: str, ids: list[int], special: bool
+) -> None:
+    """Also where bytes are damaged: what was given out is the beginning of the whole, whatever came behind it."""
+    pieces, _ = stream(kind, ids, special=special)
+    whole = decode(VOCABULARIES[kind], ids, special=special)
+    assert "".join(pieces) == whole
+    assert all(whole.startswith("".join(pieces[:n])) for n in range(len(pieces)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=IDS)
+def test_pieces_of_our_own_bpe_are_what_it_decodes(ids: list[int]) -> None:
+    learnt = [i for i in ids if i >= len(chat.SPECIAL_TOKENS)]
+    pieces, _ = stream("own", ids)
+    assert "".join(pieces) == OWN.decode([i - len(chat.SPECIAL_TOKENS) for i in learnt])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("damage", [b"\xff", b"\xe6\x9d", b"\xc0\x80", b"\xed\xa0\x80", b"\xf0\x9f\x98"])
+def test_only_what_is_damaged_is_replaced(kind: str, damage: bytes) -> None:
+    """Whole characters beside it come through; how many U+FFFD there are is Unicode's advice, which Python follows."""
+    vocabulary = VOCABULARIES[kind]
+    byte_ids = {vocabulary[i]: i for i in range(6, 262)}  # ids 6 to 261 are the bytes, in all three kinds
+    content = "é東".encode() + damage + "x\U0001f600é".encode()
+    pieces, _ = stream(kind, [byte_ids[bytes([byte])] for byte in content])
+    assert "".join(pieces) == content.decode(errors="replace")
 
 
 @settings(max_examples=300, deadline=None)
@@ -110,7 +143,7 @@ def test_the_decoder_of_released_llamas_is_read_too() -> None:
     llama.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    vocabulary = Vocabulary(llama)
+    vocabulary = Vocabulary.of(llama)
     for ids in ([2, 3, 2, 1, 1], [1, 1, 3], [3, 2], [4 + 0x20, 2], [4 + 0xC3, 4 + 0xA9, 1, 3], []):
         assert decode(vocabulary, ids) == llama.decode(ids)
 
@@ -118,7 +151,11 @@ def test_the_decoder_of_released_llamas_is_read_too() -> None:
 def test_unknown_decoders_and_empty_stop_strings_are_refused() -> None:
     other = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     other.decoder = decoders.WordPiece()
-    with pytest.raises(UserError, match="WordPiece"):
-        Vocabulary(other)
+    with pytest.raises(ValueError, match="WordPiece"):
+        Vocabulary.of(other)
+    for step in (decoders.Strip(" ", 2, 0), decoders.Strip(" ", 0, 1), decoders.Replace(Regex("a+"), " ")):
+        other.decoder = decoders.Sequence([decoders.ByteFallback(), step])
+        with pytest.raises(ValueError, match="cannot be read token by token"):
+            Vocabulary.of(other)
     with pytest.raises(ValueError, match="stop string is empty"):
         TextStream(VOCABULARIES["byte_level"], stop=[""])
