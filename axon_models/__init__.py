@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axon_models.checkpoint import load
     from axon_models.generation.answers import Request
     from axon_models.generation.batcher import Batcher, answer
     from axon_models.generation.beams import beam_search
     from axon_models.generation.engine import generate
     from axon_models.generation.sampling import Sampling
-    from axon_models.loading import load
 
 __all__ = ["Batcher", "Request", "Sampling", "answer", "beam_search", "generate", "load"]
 
@@ -22,7 +22,7 @@ _HOMES = {
     "answer": "axon_models.generation.batcher",
     "beam_search": "axon_models.generation.beams",
     "generate": "axon_models.generation.engine",
-    "load": "axon_models.loading",
+    "load": "axon_models.checkpoint",
 }
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.answers import Answer, Piece, Reason, Request, mistakes_of
 from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
 from axon_models.generation.text import Decode, TextStream
+from axon_models.layers.language_model import LanguageModel
 
 
 class Batcher:
@@ -32,7 +32,7 @@ class Batcher:
 
     def __init__(
         self,
-        module: Decoder,
+        module: LanguageModel,
         *,
         eos_id: int | None = None,
         max_rows: int = 64,
@@ -198,7 +198,7 @@ class _Row:
 
 
 def answer(
-    module: Decoder,
+    module: LanguageModel,
     requests: Sequence[Request],
     *,
     eos_id: int | None = None,

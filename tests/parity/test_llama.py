@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from axon_models.checkpoint import PAD_ID, load, load_scalar_model, save
 from axon_models.decoder.config import RopeScaling
 from axon_models.decoder.hugging_face import from_tensors, to_tensors
-from axon_models.decoder.model import scalar_head
+from axon_models.layers.language_model import scalar_head
 from tests.axon_models.small import small_decoder, some_tokens
 from tests.parity.compare import assert_cached_is_uncached, assert_same, reference, small, without_padding
 

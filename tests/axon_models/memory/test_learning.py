@@ -22,7 +22,8 @@ def texts(n: int, generator: Generator) -> Tensor:
 def trained(n_steps: int) -> TransformerXL:
     generator = Generator().manual_seed(5)
     sizes = {"d_model": 32, "n_layers": 2, "heads": 2, "d_feed_forward": 64}
-    model = TransformerXL(TransformerXLConfig(vocab_size=N_SYMBOLS, memory_length=2 * SEGMENT, init_std=0.1, **sizes))
+    lengths = {"max_positions": 4 * PERIOD, "segment_length": SEGMENT, "memory_length": 2 * SEGMENT}
+    model = TransformerXL(TransformerXLConfig(vocab_size=N_SYMBOLS, init_std=0.1, **sizes, **lengths))
     model.init_weights(generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(n_steps):
