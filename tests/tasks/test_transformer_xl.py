@@ -184,6 +184,18 @@ def test_it_can_be_what_pretraining_starts_from(tmp_path: Path) -> None:
         torch.testing.assert_close(changed(tokens + 1)[..., 1:], expected)
 
 
+def test_pretraining_goes_on_from_such_a_directory(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(trained, root)
+    shutil.copytree(trained / "models" / "pretrain", root / "sources" / "models" / "xl")
+    overrides = {**XL, "model.preset": "x_llama", "model.segment_length": None, "model.memory_length": None}
+    _run(root, "pretrain", overrides={**overrides, "pretrain.init_from": "sources/models/xl"}, name="on")
+    assert type(checkpoint.load(root / "models" / "pretrain")) is TransformerXL
+    before, after = (_curve(one, "pretrain", "validation_bits_per_byte") for one in (trained, root))
+    assert after[0] == pytest.approx(before[-1], rel=1e-6)
+    assert after[-1] < after[0]
+
+
 def test_heads_that_are_not_there_cannot_be_pooled(trained: Path, tmp_path: Path) -> None:
     context, source = make_context(trained, {**OVERRIDES, **XL}), trained / "models" / "pretrain"
     with pytest.raises(UserError, match="is a transformer_xl, which has no key and value heads to pool"):
