@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axon_models.checkpoint import load
     from axon_models.generation.answers import Request
     from axon_models.generation.batcher import Batcher, answer
     from axon_models.generation.beams import beam_search
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from axon_models.generation.sampling import Sampling
     from axon_models.generation.text import TextStream
     from axon_models.generation.vocabulary import Vocabulary
-    from axon_models.loading import load
 
 __all__ = ["Batcher", "Request", "Sampling", "TextStream", "Vocabulary", "answer", "beam_search", "generate", "load"]
 
@@ -26,7 +26,7 @@ _HOMES = {
     "answer": "axon_models.generation.batcher",
     "beam_search": "axon_models.generation.beams",
     "generate": "axon_models.generation.engine",
-    "load": "axon_models.loading",
+    "load": "axon_models.checkpoint",
 }
 
 

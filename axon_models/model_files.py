@@ -17,7 +17,9 @@ from torch import Tensor
 
 from axon_models.errors import CheckpointError, raise_all
 
+BOS_ID, PAD_ID, EOS_ID = 0, 1, 5  # <|endoftext|>, <|pad|>, <|end|>
 WEIGHTS = "model.safetensors"
+HEAD = "score.weight"  # of a model that gives one number per position
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -34,6 +36,12 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     exact = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     # One key alone: with several, the bytes differ from process to process.
     _replace(file, lambda scratch: save_file(exact, scratch, metadata={"format": "pt"}))
+
+
+def write_generation_config(directory: Path) -> None:
+    """Write the ids of the chat format, by which generation ends."""
+    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+    write_json(directory / "generation_config.json", {**ids, "do_sample": True})
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from axon_models.decoder.presets import PRESETS
+from axon_models.presets import PRESETS
 from tasks.data import records
 from tasks.files import read_json, write_json
 from tasks.parameters import load
@@ -55,11 +55,6 @@ PARAMETERS: dict[str, Any] = TINY | {
 COMPARED = ("sft", "dpo", "ppo")
 N_LINES = 15  # of the log of a preset that failed
 TO_LEAVE_S = 60  # for a run that was asked to stop: it saves a checkpoint and closes its engines
-
-NOTE = (
-    "Transformer-XL is no preset: its memory is no part of the pipeline's batches and caches. What it does, and what is"
-    " proven of it, stands in [its own page](transformer_xl.md)."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +135,6 @@ numbers of parameters differ and nothing was tuned.
 pretrained model on validation text. *SFT loss*: nats a token of held-out answers. *Score*: the programmatic judge's
 mean over at most {n_prompts} held-out prompts, 0 to 1. *Exact match*: of the maths questions among them. *Seconds*:
 all of `axon run`, engines included; data and tokens had been made before.
-
-{NOTE}
 """
 
 
@@ -251,7 +244,7 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     print(f"in {work}; the same command goes on from here", flush=True)
     results = made(work.resolve(), asked.only, asked.minutes)
-    print(f"\n{table(results)}\n\n{NOTE}")
+    print(f"\n{table(results)}")
     if asked.out:
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
         asked.out.write_text(page(results, f"{time.strftime('%Y-%m-%d')}, {machine}"), encoding="utf-8")

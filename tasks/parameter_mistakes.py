@@ -46,6 +46,7 @@ _OPEN: dict[str, tuple[str, ...]] = {
     "mixtral": (*_GROUPED, "window", "experts"),
     "switch": (*_GROUPED, "experts"),
     "phi": _GROUPED,
+    "transformer_xl": ("d_feed_forward", "segment_length", "memory_length"),
 }
 """The keys of `model` that may be null, by the presets that take a value for them."""
 
@@ -58,10 +59,14 @@ def _broken_shape(m: Model) -> list[str]:
     elif "rope_theta" in _OPEN[m.preset] and (m.d_model // m.heads < part or m.d_model // m.heads // part % 2):
         turning = "model.d_model/model.heads" + (f"/{part}" if part > 1 else "")
         wrong.append(f"{turning}={m.d_model // m.heads // part} must be even: rotary positions turn pairs")
-    elif m.preset == "pygpt" and m.d_model % 2:
+    elif m.preset in ("pygpt", "transformer_xl") and m.d_model % 2:
         wrong.append(f"model.d_model={m.d_model} must be even: a sine goes with a cosine")
     if m.kv_heads is not None and m.heads % m.kv_heads:
         wrong.append(f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}")
+    for key in ("segment_length", "memory_length"):
+        value = getattr(m, key)
+        if value is not None and value > m.max_positions:
+            wrong.append(f"model.{key}={value} must be at most model.max_positions={m.max_positions}")
     for key in sorted({key for keys in _OPEN.values() for key in keys} - set(_OPEN[m.preset])):
         value = getattr(m, key)
         if value is not None:

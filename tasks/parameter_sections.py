@@ -16,6 +16,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Preset = Literal[
+    "x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi", "transformer_xl"
+]  # fmt: skip
 MathsKind = Literal["addition", "subtraction", "comparison", "fraction", "equation", "latex"]
 
 
@@ -82,7 +85,7 @@ class RopeScaling(Section):
 class Model(Section):
     """What is null is the preset's own; which keys a preset leaves open is a rule between keys."""
 
-    preset: Literal["x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi"]
+    preset: Preset
     d_model: Count
     n_layers: Count
     heads: Count
@@ -90,6 +93,8 @@ class Model(Section):
     d_feed_forward: Count | None
     max_positions: Annotated[int, Field(ge=16)]
     window: Count | None
+    segment_length: Count | None
+    memory_length: Whole | None
     rope_theta: Positive | None
     rope_scaling: RopeScaling | None
     experts: Annotated[int, Field(ge=2)] | None

@@ -18,15 +18,20 @@ from axon_models.decoder.config import DecoderConfig
 from axon_models.layers.attend import Attend, as_bias, banded, both_seen, causal, in_band, masked
 from axon_models.layers.block import Block as Block  # what a model is made of, for those who deal with parts of it
 from axon_models.layers.cache import KVCache
+from axon_models.layers.language_model import Cache, LanguageModel
 from axon_models.layers.moe.routing import RoutedExperts
 from axon_models.layers.moe.switch import SwitchExperts
 from axon_models.layers.rolling_cache import RollingCache
 
-Cache = KVCache | RollingCache
 
+class Decoder(LanguageModel):
+    """A causal language model. Weights are float32 and undefined in value until `init_weights` or `load`.
 
-class Decoder(nn.Module):
-    """A causal language model. Weights are float32 and undefined in value until `init_weights` or `load`."""
+    A mask may also be additive. Layers with a window see no more than that of it. Where the output has a bias, `hidden`
+    has a one behind each state (`output_weight`).
+    """
+
+    config: DecoderConfig
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -121,24 +126,6 @@ class Decoder(nn.Module):
         x: Tensor = self.positions(self.embedding(tokens), positions)
         return x
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """States after the final norm, (B, T, D), of `tokens` (B, T) int64, for products with `output_weight`.
-
-        positions: (B, T) int64, or None for 0 … T−1. mask: (B, 1, T, S) bool (True = seen) or additive, or None
-        for causal; layers with a window see no more than that of it. cache: keys of earlier calls; tokens are stored
-        in the slots of their positions, and `mask` (over the first S slots) is None only in the first call. Where
-        the output has a bias, a one stands behind each state (`output_weight`). Raises `ValueError` past
-        `max_positions`.
-        """
-        return self.before_output(self.states(tokens, positions=positions, mask=mask, cache=cache))
-
     def hidden_and_penalty(
         self,
         tokens: Tensor,
@@ -164,18 +151,6 @@ class Decoder(nn.Module):
         masks = [None if counted is None else counted[row] for row in rows]
         each = [experts.penalty([z[row] for z in router_logits], mask) for row, mask in zip(rows, masks, strict=True)]
         return torch.stack(each)  # (B,)
-
-    def states(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """As `hidden`, always (B, T, D): for heads of their own."""
-        x = self.embed(tokens, positions)
-        return self.norm(self.through(x, slice(None), positions=positions, mask=mask, cache=cache))
 
     def before_output(self, states: Tensor) -> Tensor:
         """`hidden` of `states`."""
@@ -218,17 +193,6 @@ class Decoder(nn.Module):
                 by_window[window] = cache.attends(positions, _cached_mask(cache, positions, mask, n_tokens, window))
         return [by_window[window][layer] for layer, window in enumerate(windows)]
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """Logits (B, T, V) of the token after each of `tokens` (B, T); arguments as in `hidden`."""
-        return F.linear(self.hidden(tokens, positions=positions, mask=mask, cache=cache), self.output_weight)
-
 
 def _attend(mask: Tensor | None, n_tokens: int, window: int | None, device: torch.device) -> Attend:
     """How tokens see one another, their places in the row being 0 … n_tokens−1."""
@@ -261,26 +225,3 @@ class _WithOne(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return F.pad(states, (0, 1), value=1.0)
-
-
-class ScalarModel(nn.Module):
-    """A decoder that gives one number per position: a reward or a value."""
-
-    def __init__(self, backbone: Decoder, head: nn.Linear) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T) int64 to (B, T)."""
-        return self.head(self.backbone.states(tokens, positions=positions, mask=mask)).squeeze(-1)
-
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The number at each row's last token, (B,); tokens (B, T) padded at the right, lengths (B,) int64 ≥ 1."""
-        return self(tokens).gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-
-
-def scalar_head(d_model: int) -> nn.Linear:
-    """A head (D to 1, no bias) of zeros, so that an untrained reward or value is 0."""
-    head = nn.Linear(d_model, 1, bias=False)
-    nn.init.zeros_(head.weight)
-    return head

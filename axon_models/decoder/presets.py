@@ -10,10 +10,12 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from axon_models.decoder.config import DecoderConfig, Experts
 from axon_models.errors import ConfigError
+
+Preset = TypeVar("Preset")
 
 _SIZES: dict[str, Any] = {"vocab_size": 4096, "d_model": 192, "n_layers": 5, "heads": 6, "max_positions": 512}
 
@@ -106,11 +108,16 @@ PRESETS: dict[str, Callable[..., DecoderConfig]] = {
 
 def config_of(preset: str, **sizes: Any) -> DecoderConfig:
     """The config of a named preset with some sizes replaced; an unknown name raises `ConfigError`."""
-    if preset not in PRESETS:
-        close = difflib.get_close_matches(preset, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(PRESETS)}"
+    return named(PRESETS, preset)(**sizes)
+
+
+def named(presets: Mapping[str, Preset], preset: str) -> Preset:
+    """The one of that name; an unknown name raises `ConfigError`."""
+    if preset not in presets:
+        close = difflib.get_close_matches(preset, presets, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(presets)}"
         raise ConfigError(f"preset={preset!r} is not a preset; {hint}; edit model.preset in params.yaml")
-    return PRESETS[preset](**sizes)
+    return presets[preset]
 
 
 def _small_init(base: DecoderConfig, sizes: Mapping[str, Any]) -> DecoderConfig:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from axon_models.decoder.config import DecoderConfig
 from axon_models.generation.sampling import Sampling
+from axon_models.layers.language_model import Sizes
 
 GREEDY = Sampling(temperature=0)
 Reason = Literal["eos", "length", "stop"]  # the model ended; max_new_tokens were written; a stop string came
@@ -53,8 +53,8 @@ class Piece:
     text: str = ""
 
 
-def mistakes_of(request: Request, config: DecoderConfig, length: int, *, has_text: bool) -> list[str]:
-    """What is wrong with a request to a decoder whose rows have `length` positions; empty if nothing is."""
+def mistakes_of(request: Request, config: Sizes, length: int, *, has_text: bool) -> list[str]:
+    """What is wrong with a request to a model whose rows have `length` positions; empty if nothing is."""
     prompt, wrong = request.prompt, []
     if request.max_new_tokens < 1:
         wrong.append(f"max_new_tokens={request.max_new_tokens} must be at least 1")

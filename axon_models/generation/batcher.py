@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.answers import Answer, Piece, Reason, Request, mistakes_of
 from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
 from axon_models.generation.text import TextStream
 from axon_models.generation.vocabulary import Vocabulary
+from axon_models.layers.language_model import LanguageModel
 
 
 class Batcher:
@@ -33,7 +33,7 @@ class Batcher:
 
     def __init__(
         self,
-        module: Decoder,
+        module: LanguageModel,
         *,
         eos_id: int | None = None,
         max_rows: int = 64,
@@ -199,7 +199,7 @@ class _Row:
 
 
 def answer(
-    module: Decoder,
+    module: LanguageModel,
     requests: Sequence[Request],
     *,
     eos_id: int | None = None,

@@ -21,12 +21,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.answers import Answer, Request, mistakes_of
 from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import refuse_what_is_not_finite
 from axon_models.generation.text import decode
 from axon_models.generation.vocabulary import Vocabulary
+from axon_models.layers.language_model import LanguageModel
 
 EarlyStopping = Literal["never"] | bool
 
@@ -56,7 +56,7 @@ class _Beam(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    module: Decoder,
+    module: LanguageModel,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.layers.cache import KVCache
+from axon_models.layers.language_model import LanguageModel
 
 FIRST_SLOTS = 64  # of a buffer that grows
 
@@ -26,7 +26,7 @@ class GrowingKVCache(KVCache):
         self.values = grown(self.values, n_slots, self.max_length)
 
 
-def new_cache(module: Decoder, n_rows: int, length: int, *, growing: bool) -> KVCache:
+def new_cache(module: LanguageModel, n_rows: int, length: int, *, growing: bool) -> KVCache:
     """An empty cache of a decoder for `n_rows` rows of up to `length` tokens. The only place that makes one here."""
     config = module.config
     cache = (GrowingKVCache if growing else KVCache)(

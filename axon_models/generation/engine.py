@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
 from axon_models.layers.cache import KVCache
+from axon_models.layers.language_model import LanguageModel
 
 ROUNDING = 16  # rows and slots come in multiples of so many
 
@@ -32,7 +32,7 @@ def _round_up(n: int) -> int:
 
 @torch.inference_mode()
 def generate(
-    module: Decoder,
+    module: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -92,7 +92,7 @@ class _Rows:
 
     def __init__(
         self,
-        module: Decoder,
+        module: LanguageModel,
         prompts: Sequence[Sequence[int]],
         prompt_length: int,
         max_new_tokens: int,
@@ -158,7 +158,7 @@ def _seen(prompts: Sequence[Sequence[int]], n_rows: int, vocab_size: int) -> Ten
 
 
 def _check(
-    module: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, kv_length: int, prompt_length: int
+    module: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, kv_length: int, prompt_length: int
 ) -> None:
     vocab_size, max_positions = module.config.vocab_size, module.config.max_positions
     wrong = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
 from axon_models.layers.attend import as_bias, causal, masked
 from axon_models.layers.attention import Attention
 from axon_models.layers.feed_forward import SwiGLU
+from axon_models.layers.language_model import LanguageModel
 from axon_models.layers.norm import RMSNorm
 
 _KNOWN = {
@@ -36,7 +37,7 @@ _KNOWN = {
 _PAD = 16  # columns behind the residual stream: one holds √(D·ε), and rows stay aligned
 
 
-def can_prepare(module: Decoder) -> bool:
+def can_prepare(module: LanguageModel) -> TypeGuard[Decoder]:
     """Whether this is the kind of decoder that `Prepared` knows: rotary, RMSNorm, SwiGLU, in float32 on a processor.
 
     A setting that it does not know by name must stand at its default, so that a new variant is never run as an old one.

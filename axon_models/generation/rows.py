@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.caches import GrowingKVCache, move_rows, new_cache, rows_of
 from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.layers.language_model import LanguageModel
 
 
 class Rows(Protocol):
@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 def rows_for(
-    module: Decoder, *, n_rows: int, length: int, chunk: int, growing: bool = True, prepare: bool = True
+    module: LanguageModel, *, n_rows: int, length: int, chunk: int, growing: bool = True, prepare: bool = True
 ) -> Rows:
     """Rows of a decoder: at most `n_rows` of up to `length` tokens, pre-filled at most `chunk` tokens at a time.
 
@@ -51,7 +51,7 @@ def rows_for(
 class ModuleRows:
     """`Rows` by the modules of any decoder."""
 
-    def __init__(self, module: Decoder, *, n_rows: int, length: int, chunk: int, growing: bool = True) -> None:
+    def __init__(self, module: LanguageModel, *, n_rows: int, length: int, chunk: int, growing: bool = True) -> None:
         self._module, self._chunk = module, chunk
         self._cache = new_cache(module, n_rows, length, growing=growing)
         self._slots = torch.arange(length, device=module.embedding.weight.device)  # (S,)

@@ -13,7 +13,11 @@ Blocked = tuple[Tensor, Tensor | None]
 """States (B, T, D), and the logits of the block's router (B, T, N), None where there is none."""
 
 
-class Block(nn.Module):
+class ModelBlock(nn.Module):
+    """A block of a language model of any family: what is recomputed, or kept in parts, as a whole."""
+
+
+class Block(ModelBlock):
     """Pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)) (Radford et al. 2019, section 2.3)."""
 
     def __init__(
@@ -54,7 +58,7 @@ class ParallelBlock(Block):
     """x + attention(norm(x)) + feed_forward(norm(x)) with one norm (Wang & Komatsuzaki 2021, GPT-J; Phi)."""
 
     def __init__(self, *, attention_norm: nn.Module, attention: nn.Module, feed_forward: nn.Module) -> None:
-        nn.Module.__init__(self)
+        ModelBlock.__init__(self)
         self.attention_norm, self.attention, self.feed_forward = attention_norm, attention, feed_forward
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Blocked:

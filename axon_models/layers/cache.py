@@ -26,6 +26,8 @@ class KVCache:
         shape = (n_layers, batch, kv_heads, length, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # What a layer makes of its weights alone and needs in every call; all views of this cache have the same one.
+        self.tables: dict[int, Tensor] = {}
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but `rows` (n,) int64, in that order."""
@@ -46,19 +48,20 @@ class _LayerCache:
         self.keys, self.values, self.positions, self.bias = keys, values, positions, bias  # (B, G, S, d) twice
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._store(k, v)
+        store(self.keys, self.values, k, v, self.positions)
         if self.bias is None:
             return causal(q, k, v)
         n_slots = self.bias.shape[-1]
         keys, values = (x[:, :, :n_slots].transpose(1, 2).to(q.dtype) for x in (self.keys, self.values))  # (B, S, G, d)
         return masked(q, keys, values, self.bias)
 
-    def _store(self, k: Tensor, v: Tensor) -> None:
-        """k and v (B, T, G, d) to their slots."""
-        k, v = k.transpose(1, 2).to(self.keys.dtype), v.transpose(1, 2).to(self.values.dtype)  # (B, G, T, d)
-        if self.positions is None:
-            self.keys[:, :, : k.shape[2]], self.values[:, :, : v.shape[2]] = k, v
-            return
-        slots = self.positions[:, None, :, None].expand_as(k)
-        self.keys.scatter_(2, slots, k)
-        self.values.scatter_(2, slots, v)
+
+def store(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, positions: Tensor | None) -> None:
+    """Put k and v (B, T, G, d) into the slots (B, G, S, d) of positions (B, T), or of 0 … T−1 if None."""
+    k, v = k.transpose(1, 2).to(keys.dtype), v.transpose(1, 2).to(values.dtype)  # (B, G, T, d)
+    if positions is None:
+        keys[:, :, : k.shape[2]], values[:, :, : v.shape[2]] = k, v
+        return
+    slots = positions[:, None, :, None].expand_as(k)
+    keys.scatter_(2, slots, k)
+    values.scatter_(2, slots, v)

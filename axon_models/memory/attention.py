@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class See(Protocol):
+    """What tokens see: the result (B, T, D) of a layer for x (B, T, D). Ways of it are in `seeing.py`."""
+
+    def __call__(self, attention: RelativeAttention, x: Tensor) -> Tensor: ...
 
 
 class RelativeAttention(nn.Module):
@@ -28,19 +35,43 @@ class RelativeAttention(nn.Module):
         self.u_bias = nn.Parameter(torch.zeros(d_model))
         self.v_bias = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, x: Tensor, memory: Tensor, distances: Tensor, unseen: Tensor) -> Tensor:
-        """x (B, T, D), memory (B, M, D), what `sinusoids` gives for S−1 … 0 (S, D), unseen (T, S) to (B, T, D)."""
-        q = self._by_head(self.query(x))  # (B, H, T, d)
-        keys, values = self.key_value(torch.cat((memory, x), dim=1)).chunk(2, dim=-1)  # (B, S, D) twice
-        r = self._by_head(self.position(distances))  # (H, S, d)
-        u, v = (bias.view(self.n_heads, 1, self.head_dim) for bias in (self.u_bias, self.v_bias))
-        by_content = (q + u) @ self._by_head(keys).transpose(-1, -2)  # (B, H, T, S): (a) + (c)
-        by_position = relative_shift((q + v) @ r.transpose(-1, -2))  # (B, H, T, S): (b) + (d)
+    def forward(self, x: Tensor, see: See) -> Tensor:
+        """(B, T, D) to the same; `see` knows what the tokens see and where that stands."""
+        return see(self, x)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, H, T, d)."""
+        return self._by_head(self.query(x))
+
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) to (B, H, S, d) twice."""
+        keys, values = self.key_value(states).chunk(2, dim=-1)  # (B, S, D) twice
+        return self._by_head(keys), self._by_head(values)
+
+    def at_distances(self, sinusoids: Tensor) -> Tensor:
+        """r of each distance, (H, n, d), from what `sinusoids` gives for them, (n, D)."""
+        return self._by_head(self.position(sinusoids))
+
+    def by_distance(self, q: Tensor, r: Tensor) -> Tensor:
+        """(b) + (d) for queries (B, H, T, d) at each of n distances (H, n, d): (B, H, T, n)."""
+        return (q + self._of_heads(self.v_bias)) @ r.transpose(-1, -2)
+
+    def attended(self, q: Tensor, keys: Tensor, values: Tensor, by_position: Tensor, unseen: Tensor) -> Tensor:
+        """What queries (B, H, T, d) make of keys and values (B, H, S, d), (B, T, D).
+
+        by_position: (b) + (d) for each key, (B, H, T, S). unseen: bool, of a shape that broadcasts to that.
+        """
+        by_content = (q + self._of_heads(self.u_bias)) @ keys.transpose(-1, -2)  # (B, H, T, S): (a) + (c)
         scores = (by_content + by_position) / math.sqrt(self.head_dim)
-        p = scores.masked_fill(unseen, float("-inf")).softmax(-1)  # each query sees itself at least
-        y = p.to(values.dtype) @ self._by_head(values)  # (B, H, T, d)
+        # A query that sees nothing is padding: it averages over everything, where −∞ would make it not a number.
+        p = scores.masked_fill(unseen, torch.finfo(torch.bfloat16).min / 4).softmax(-1)
+        y = p.to(values.dtype) @ values  # (B, H, T, d)
         attended: Tensor = self.output(y.transpose(1, 2).flatten(2))
         return attended  # (B, T, D)
+
+    def _of_heads(self, bias: Tensor) -> Tensor:
+        """(D,) to (H, 1, d)."""
+        return bias.view(self.n_heads, 1, self.head_dim)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(..., T, D) to (..., H, T, d)."""

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from axon_models.errors import ConfigError, raise_all
 
-_COUNTS = ("vocab_size", "d_model", "n_layers", "heads", "d_feed_forward")
+_COUNTS = ("vocab_size", "d_model", "n_layers", "heads", "d_feed_forward", "max_positions", "segment_length")
 _POSITIVE = ("norm_eps", "init_std")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerXLConfig:
-    """Sizes of a Transformer-XL; `memory_length` is how many states a layer keeps of earlier segments, in tokens.
+    """Sizes of a Transformer-XL.
 
+    A text is read in segments of `segment_length` tokens; `memory_length` is how many states a layer keeps of earlier
+    ones, in tokens. `max_positions`: the longest row that it is asked to read; no weight depends on any of the three.
     Raises `ConfigError` with every mistake at once: value, limit, and where to edit it.
     """
 
@@ -23,6 +25,8 @@ class TransformerXLConfig:
     n_layers: int
     heads: int
     d_feed_forward: int
+    max_positions: int
+    segment_length: int
     memory_length: int
     norm_eps: float = 1e-5
     tied_embeddings: bool = True
@@ -47,10 +51,33 @@ class TransformerXLConfig:
             return wrong
         if self.d_model % self.heads:
             wrong.append(f"heads={self.heads} must divide d_model={self.d_model}; {_where('heads')}")
+        for name in ("segment_length", "memory_length"):
+            value = getattr(self, name)
+            if value > self.max_positions:
+                wrong.append(f"{name}={value} must be at most max_positions={self.max_positions}; {_where(name)}")
         if self.d_model % 2:
             reason = "because each frequency of the positions has a sine and a cosine"
             wrong.append(f"d_model={self.d_model} must be even, {reason}; {_where('d_model')}")
         return wrong
+
+    @property
+    def family(self) -> str:
+        return "transformer_xl"
+
+    @property
+    def kv_heads(self) -> int:
+        """As many as heads for queries: attention is multi-head."""
+        return self.heads
+
+    @property
+    def experts(self) -> None:
+        """A token goes through all parameters."""
+        return None
+
+    @property
+    def reach(self) -> int:
+        """How far back a token sees at most, itself counted: from the end of a segment to the start of its memory."""
+        return min(self.segment_length + self.memory_length, self.max_positions)
 
     @property
     def head_dim(self) -> int:
@@ -64,6 +91,11 @@ class TransformerXLConfig:
         norms = 4 * self.d_model
         embeddings = self.vocab_size * self.d_model * (1 if self.tied_embeddings else 2)
         return embeddings + self.n_layers * (attention + feed_forward + norms)
+
+    @property
+    def n_active_parameters(self) -> int:
+        """Of these, how many a token goes through: all."""
+        return self.n_parameters
 
 
 def _where(name: str) -> str:

@@ -36,7 +36,7 @@ def segment_loss(
 
     inputs, targets and weights are (B, T); weights None are ones. Divide by the number of targets that count.
     """
-    hidden, memory = model.hidden(inputs, memory)
+    hidden, memory = model.read(inputs, memory)
     flat = None if weights is None else weights.flatten()
     return linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets.flatten(), weights=flat), memory
 
@@ -52,11 +52,11 @@ def text_losses(
 ) -> Tensor:
     """−log p of every token but the first, in nats, (B, S−1), of texts tokens (B, S) that are read from their start.
 
-    memory_length (by default the config's; 0 forgets each segment) and span are those of `TransformerXL.hidden`.
+    memory_length (by default the config's; 0 forgets each segment) and span are those of `TransformerXL.read`.
     """
     losses, memory = [], None
     for inputs, targets in segments(tokens, segment_length):
-        hidden, memory = model.hidden(inputs, memory, memory_length=memory_length, span=span)
+        hidden, memory = model.read(inputs, memory, memory_length=memory_length, span=span)
         logprobs = token_logprobs(hidden.flatten(0, 1), model.output_weight, targets.flatten())  # (B·T,)
         losses.append(-logprobs.view(inputs.shape))
     return torch.cat(losses, dim=1)

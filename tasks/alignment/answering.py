@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from axon_models import checkpoint
-from axon_models.decoder.model import Decoder
 from axon_models.generation.engine import generate
+from axon_models.layers.language_model import LanguageModel
 from tasks.alignment.sampling import digest_of_model
 from tasks.errors import UserError
 from tasks.tokenizers.chat import END
@@ -17,7 +17,7 @@ from tasks.training.device import set_threads
 
 
 @lru_cache(maxsize=2)
-def _model(directory: str, digest: str) -> Decoder:
+def _model(directory: str, digest: str) -> LanguageModel:
     """One load per process and digest: a warm worker must not answer with the model of an earlier run."""
     found = digest_of_model(Path(directory))
     if found != digest:

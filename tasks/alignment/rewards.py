@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from axon_models import checkpoint
-from axon_models.decoder.model import ScalarModel
 from axon_models.errors import CheckpointError
+from axon_models.layers.language_model import ScalarModel
 from tasks.errors import UserError
 from tasks.files import new_directory, read_json, write_json
 from tasks.steps.context import StepContext

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
 from axon_models.generation.engine import generate
+from axon_models.layers.language_model import LanguageModel
 from axon_models.objectives.cross_entropy import token_logprobs_and_entropy
 from axon_models.objectives.ppo import gae, kl_penalized_rewards, whiten
 from tasks.alignment.rewards import Shifted, final_scalars, scalars
@@ -58,7 +58,7 @@ class RolloutSettings:
     precision: str
 
 
-def answer_statistics(model: Decoder, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def answer_statistics(model: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers' tokens and entropies of the choices, (B, T−1) each, at `temperature`."""
     hidden = model.hidden(tokens)[:, :-1][mask] / temperature  # (N, D)
     logprobs, entropy = token_logprobs_and_entropy(hidden, model.output_weight, tokens[:, 1:][mask])  # (N,), (N,)
@@ -73,8 +73,8 @@ def state_values(model: Shifted, tokens: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def collect(
-    policy: Decoder,
-    reference: Decoder,
+    policy: LanguageModel,
+    reference: LanguageModel,
     reward: Shifted,
     value: Shifted,
     prompts: Sequence[list[int]],

@@ -22,8 +22,8 @@ import torch
 from tokenizers import Tokenizer
 
 from axon_models import checkpoint
-from axon_models.decoder.model import Decoder
 from axon_models.generation.engine import generate
+from axon_models.layers.language_model import LanguageModel
 from tasks.alignment import rewards
 from tasks.evaluation.divergence import sequence_divergence
 from tasks.evaluation.judge import judge
@@ -78,7 +78,7 @@ def _assess(
 
 
 def _divergences(
-    item: Item, module: Decoder, questions: Sequence[list[int]], lengths: Mapping[str, Any]
+    item: Item, module: LanguageModel, questions: Sequence[list[int]], lengths: Mapping[str, Any]
 ) -> list[float | None]:
     """Divergence from SFT on one sampled answer to every `item["divergence_every"]`-th prompt, None for the others.
 

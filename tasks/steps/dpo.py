@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from axon_models.objectives.cross_entropy import token_logprobs
 from axon_models.objectives.dpo import dpo_loss
 from tasks.alignment import comparisons
@@ -73,7 +73,7 @@ def _pairs(context: StepContext, split: str) -> list[Pair]:
     return [best_worst_pair(c) for c in comparisons.read(context.root, split)]
 
 
-def answer_logprobs(model: Decoder, rows: dict[str, Tensor]) -> Tensor:
+def answer_logprobs(model: LanguageModel, rows: dict[str, Tensor]) -> Tensor:
     """(P, 2) float32: log-probabilities of the chosen and the rejected answers, summed over their tokens."""
     tokens, answer = rows["tokens"].flatten(0, 1), rows["answer"].flatten(0, 1)  # (2P, T), (2P, T−1)
     hidden = model.hidden(tokens)[:, :-1]  # (2P, T−1, D)
@@ -83,7 +83,7 @@ def answer_logprobs(model: Decoder, rows: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def with_reference(model: Decoder, pairs: Sequence[Pair], batch_size: int) -> list[Pair]:
+def with_reference(model: LanguageModel, pairs: Sequence[Pair], batch_size: int) -> list[Pair]:
     """The same pairs with their log-probabilities under `model`."""
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].longest)
     found = list(pairs)
@@ -95,7 +95,7 @@ def with_reference(model: Decoder, pairs: Sequence[Pair], batch_size: int) -> li
     return found
 
 
-def pair_loss(model: Decoder, rows: dict[str, Tensor], *, beta: float, nll_coef: float) -> Tensor:
+def pair_loss(model: LanguageModel, rows: dict[str, Tensor], *, beta: float, nll_coef: float) -> Tensor:
     """Summed loss of the pairs in `rows`: DPO's, and `nll_coef` times the chosen answer's loss per token.
 
     The second term keeps the chosen answers likely: DPO alone only widens the gap, and may lower both (Pang et al.
@@ -110,7 +110,7 @@ def pair_loss(model: Decoder, rows: dict[str, Tensor], *, beta: float, nll_coef:
 
 
 @torch.no_grad()
-def validation(model: Decoder, pairs: Sequence[Pair], *, beta: float, batch_size: int) -> dict[str, float]:
+def validation(model: LanguageModel, pairs: Sequence[Pair], *, beta: float, batch_size: int) -> dict[str, float]:
     """DPO's loss on held-out pairs, and how its implicit reward β·log(π/π_ref) orders them."""
     by_length = sorted(pairs, key=lambda p: p.longest)
     loss = right = margin = chosen_reward = 0.0

@@ -1,4 +1,4 @@
-"""Pretrain a decoder on the text of `tokens/`, from random weights or from a checkpoint (`pretrain.init_from`)."""
+"""Pretrain a model on the text of `tokens/`, from random weights or from a checkpoint (`pretrain.init_from`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from axon_models import checkpoint
-from axon_models.decoder.config import DecoderConfig, RopeScaling
-from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import config_of
-from axon_models.decoder.vocabulary import renumbered
+from axon_models.decoder.config import RopeScaling
 from axon_models.errors import CheckpointError
+from axon_models.layers.language_model import LanguageModel
+from axon_models.presets import Config, build, config_of
+from axon_models.vocabulary import renumbered
 from tasks.errors import UserError
 from tasks.steps.context import StepContext
 from tasks.tokenizers import adopted, bytelevel
@@ -37,7 +37,7 @@ def run(context: StepContext) -> None:
     """Read `tokens/text.*`, write `models/pretrain/`, `metrics/pretrain.json` and the curve."""
     params, section = context.params, context.params.pretrain
     device = setup(params)
-    model = (new_decoder(context) if section.init_from is None else started_decoder(context)).to(device)
+    model = (new_model(context) if section.init_from is None else started_model(context)).to(device)
     fitted = fit(
         model,
         Recipe.of(STAGE, section, params.precision),
@@ -70,7 +70,7 @@ def batches(context: StepContext, device: torch.device) -> Callable[[int], Batch
     return lambda k: stream_batch(stream, k, **sizes, seed=seed, device=device)
 
 
-def validation(context: StepContext, model: Decoder) -> Callable[[], dict[str, float]]:
+def validation(context: StepContext, model: LanguageModel) -> Callable[[], dict[str, float]]:
     """What measures the bits per byte of `model` on held-out text; raises UserError where there is none."""
     section = context.params.pretrain
     n_validation = section.n_validation_batches * section.batch_size * section.seq_len
@@ -81,16 +81,16 @@ def validation(context: StepContext, model: Decoder) -> Callable[[], dict[str, f
     return lambda: {"bits_per_byte": bits_per_byte(model, held_out, n_bytes, **sizes, separator=END_OF_TEXT)}
 
 
-def new_decoder(context: StepContext) -> Decoder:
-    """A decoder of the shape of `model` in params.yaml for the tokenizer at hand, weights from the seed."""
+def new_model(context: StepContext) -> LanguageModel:
+    """A model of the shape of `model` in params.yaml for the tokenizer at hand, weights from the seed."""
     config = config_of_shape(context.params.model, bytelevel.load(context.root / "tokenizer").get_vocab_size())
-    model = Decoder(config)
+    model = build(config)
     model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
     return model
 
 
-def started_decoder(context: StepContext) -> Decoder:
-    """The decoder of the checkpoint `pretrain.init_from`, with its rows in the order of the tokenizer at hand.
+def started_model(context: StepContext) -> LanguageModel:
+    """The model of the checkpoint `pretrain.init_from`, with its rows in the order of the tokenizer at hand.
 
     Raises UserError for a checkpoint that cannot be read, has fewer positions than `model.max_positions`, cannot be
     partitioned as asked, or is not the one that `tokenizer/` is from.
@@ -127,8 +127,8 @@ def started_decoder(context: StepContext) -> Decoder:
     return renumbered(model, found.rows).train()
 
 
-def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
-    """The decoder that `model` in params.yaml describes; what is null there is the preset's own."""
+def config_of_shape(shape: Model, vocab_size: int) -> Config:
+    """The model that `model` in params.yaml describes; what is null there is the preset's own."""
     scaling = shape.rope_scaling
     sizes = {
         "d_model": shape.d_model,
@@ -138,6 +138,8 @@ def config_of_shape(shape: Model, vocab_size: int) -> DecoderConfig:
         "d_feed_forward": shape.d_feed_forward,
         "max_positions": shape.max_positions,
         "window": shape.window,
+        "segment_length": shape.segment_length,
+        "memory_length": shape.memory_length,
         "rope_theta": shape.rope_theta,
         "experts": shape.experts,
         "rope_scaling": None if scaling is None else RopeScaling(kind=scaling.kind, factor=scaling.factor),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axon_models.decoder.model import ScalarModel, scalar_head
+from axon_models.layers.language_model import ScalarModel, scalar_head
 from axon_models.objectives.reward import pairwise_accuracy, reward_loss
 from tasks.alignment import comparisons, rewards
 from tasks.alignment.comparisons import Comparison

@@ -90,6 +90,8 @@ def _original(context: StepContext, source: Path) -> Decoder:
         model = checkpoint.load(source)
     except CheckpointError as error:
         raise UserError(str(error), exit_code=1) from error
+    if not isinstance(model, Decoder):
+        raise UserError(f"{source} is a {model.config.family}, which has no key and value heads to pool")
     config, seq_len = model.config, context.params.pretrain.seq_len
     if max(ids.values()) >= config.vocab_size:
         raise UserError(f"{source}: its tokenizer has id {max(ids.values())}, its embedding {config.vocab_size} rows")

@@ -2,7 +2,7 @@
 
 Its tokens, merges and ways of cutting text stay. Ids 0 to 5 become the chat format's tokens and all others move up
 behind them, so that nothing else in the pipeline needs to know where ids come from; the rows of the embedding move in
-the same way (`axon_models/decoder/vocabulary.py`). A chat token that the checkpoint has under another id takes its row
+the same way (`axon_models/vocabulary.py`). A chat token that the checkpoint has under another id takes its row
 along; <|endoftext|>, where there is none, starts as a copy of the checkpoint's own end of text.
 """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from axon_models.model_files import write_tensors
 from tasks.errors import UserError
 from tasks.files import write_json
@@ -33,7 +33,7 @@ class Adapters:
     computes what it did. Raises `UserError` where `peft` is not installed or a target has no linear layers.
     """
 
-    def __init__(self, model: Decoder, settings: Lora, *, seed: int) -> None:
+    def __init__(self, model: LanguageModel, settings: Lora, *, seed: int) -> None:
         self._model = model
         self._tuner = _tuner(model, settings)
         generator = torch.Generator().manual_seed(seed)
@@ -65,7 +65,7 @@ class Adapters:
         self._model.requires_grad_(True)
 
 
-def attach(context: StepContext, stage: str, model: Decoder) -> Adapters | None:
+def attach(context: StepContext, stage: str, model: LanguageModel) -> Adapters | None:
     """The adapters that `stage` is to train in place of the weights of `model`; None where `lora` is null."""
     settings = context.params.lora
     if settings is None:
@@ -73,7 +73,7 @@ def attach(context: StepContext, stage: str, model: Decoder) -> Adapters | None:
     return Adapters(model, settings, seed=seed_of(context.params.seed, stage, "lora"))
 
 
-def _tuner(model: Decoder, settings: Lora) -> LoraModel:
+def _tuner(model: LanguageModel, settings: Lora) -> LoraModel:
     try:
         from peft import LoraConfig  # seconds, since it imports transformers
         from peft.tuners.lora import LoraModel
@@ -87,7 +87,7 @@ def _tuner(model: Decoder, settings: Lora) -> LoraModel:
     return LoraModel(model, config, "default")
 
 
-def _linears(model: Decoder, target: str) -> list[str]:
+def _linears(model: LanguageModel, target: str) -> list[str]:
     """The linear layers of `target`, by their names within a block: attention.qkv, …"""
     part = getattr(model.blocks[0], target)
     found = [f"{target}.{name}" for name, module in part.named_children() if isinstance(module, nn.Linear)]

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from axon_models.objectives.cross_entropy import linear_cross_entropy, token_logprobs
 from tasks.training.batches import Batch
 from tasks.training.packing import block_causal_mask
 
 
-def stream_loss(model: Decoder, rows: dict[str, Tensor]) -> Tensor:
+def stream_loss(model: LanguageModel, rows: dict[str, Tensor]) -> Tensor:
     """Summed negative log-likelihood of rows of a token stream; every token is a target."""
     hidden, penalty = model.hidden_and_penalty(rows["tokens"])  # (B, T, D), (B,)
     loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, rows["targets"].flatten())
@@ -35,7 +35,7 @@ class PackedLoss:
 
     lm_coef: float = 0.0
 
-    def __call__(self, model: Decoder, rows: dict[str, Tensor]) -> Tensor:
+    def __call__(self, model: LanguageModel, rows: dict[str, Tensor]) -> Tensor:
         mask = block_causal_mask(rows["segments"])  # (B, 1, T, T)
         real = rows["segments"] >= 0  # (B, T)
         hidden, penalty = model.hidden_and_penalty(rows["tokens"], positions=rows["positions"], mask=mask, counted=real)
@@ -49,7 +49,7 @@ class PackedLoss:
 packed_loss = PackedLoss()
 
 
-def _answer_hidden(model: Decoder, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _answer_hidden(model: LanguageModel, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states (N, D) that predict an answer's tokens, and those tokens (N,)."""
     mask = block_causal_mask(rows["segments"])  # (B, 1, T, T)
     hidden = model.hidden(rows["tokens"], positions=rows["positions"], mask=mask)  # (B, T, D)
@@ -57,7 +57,7 @@ def _answer_hidden(model: Decoder, rows: dict[str, Tensor]) -> tuple[Tensor, Ten
     return hidden[of_answers], rows["targets"][of_answers]
 
 
-def packed_validation(model: Decoder, batches: list[Batch]) -> dict[str, float]:
+def packed_validation(model: LanguageModel, batches: list[Batch]) -> dict[str, float]:
     """Mean negative log-likelihood per answer token of `batches`, in nats, and how many are the likeliest token."""
     nats, n_right, n_targets = 0.0, 0, 0
     for batch in batches:
@@ -72,7 +72,7 @@ def packed_validation(model: Decoder, batches: list[Batch]) -> dict[str, float]:
 
 
 def bits_per_byte(
-    model: Decoder,
+    model: LanguageModel,
     stream: NDArray[np.int64],
     n_bytes: int,
     *,

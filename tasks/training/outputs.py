@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from axon_models import checkpoint
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from tasks.errors import UserError
 from tasks.files import new_directory, write_json
 from tasks.steps.context import StepContext
@@ -19,7 +19,7 @@ from tasks.training.lora import Adapters
 def write_model(
     context: StepContext,
     stage: str,
-    model: Decoder,
+    model: LanguageModel,
     *,
     scalar_head: nn.Linear | None = None,
     adapters: Adapters | None = None,
@@ -37,7 +37,7 @@ def write_model(
         checkpoint.save(model, directory, tokenizer_dir=context.root / "tokenizer", scalar_head=scalar_head)
 
 
-def read_model(context: StepContext, stage: str, *, drops_tokens: bool = False) -> Decoder:
+def read_model(context: StepContext, stage: str, *, drops_tokens: bool = False) -> LanguageModel:
     """The model that `stage` left, on the device of the parameters.
 
     drops_tokens: whether layers of switched experts drop tokens in training, as in pretraining. Where probabilities of

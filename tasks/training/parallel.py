@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from axon_models.decoder.model import Block
+from axon_models.layers.block import ModelBlock
 from tasks.training.batches import Batch
 
 
@@ -148,7 +148,7 @@ class Sharded(Partitioned):
         from torch.distributed.fsdp import fully_shard  # a second that one worker does not spend
 
         super().__init__(objective)
-        blocks = [m for m in objective.modules() if isinstance(m, Block) and _is_trained(m)]
+        blocks = [m for m in objective.modules() if isinstance(m, ModelBlock) and _is_trained(m)]
         # Left to itself FSDP keeps a block together after an evaluation, and the optimiser's state is not found.
         self._blocks = [fully_shard(block, reshard_after_forward=True) for block in blocks]
 

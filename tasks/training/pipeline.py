@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from tasks.training.batches import Batch
 from tasks.training.device import autocast
 from tasks.training.parallel import Objective, Partitioned, World
@@ -55,7 +55,7 @@ class _Answering:
 class Part(nn.Module):
     """The blocks of one worker; the first part embeds, the last one normalises."""
 
-    def __init__(self, model: Decoder, world: World, precision: str) -> None:
+    def __init__(self, model: LanguageModel, world: World, precision: str) -> None:
         super().__init__()
         self.model, self._precision = model, precision
         n_blocks = len(model.blocks)
@@ -80,7 +80,7 @@ class Pipelined(Partitioned):
     def __init__(self, objective: Objective, world: World, precision: str) -> None:
         super().__init__(objective)
         self._world, self._precision = world, precision
-        self._model: Decoder = objective.model  # type: ignore[assignment]
+        self._model: LanguageModel = objective.model  # type: ignore[assignment]
         self._device = self._model.embedding.weight.device
         self._part = Part(self._model, world, precision)
         self._own = set(range(*self._part.blocks.indices(len(self._model.blocks))))
@@ -141,7 +141,7 @@ class Pipelined(Partitioned):
 
     @torch.no_grad()
     def _hidden(self, tokens: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`Decoder.hidden`, each worker its part, the result on all of them."""
+        """`LanguageModel.hidden`, each worker its part, the result on all of them."""
         rank, last = self._world.rank, self._world.size - 1
         states = torch.empty(*tokens.shape, self._model.config.d_model, device=tokens.device)
         if rank:

@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from axon_models.decoder.model import Block
+from axon_models.layers.block import ModelBlock
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -19,7 +19,7 @@ def recompute_activations(model: nn.Module) -> None:
     bits. Without gradients nothing changes. Blocks have no dropout: no state of a random number generator is kept.
     """
     for block in model.modules():
-        if isinstance(block, Block):
+        if isinstance(block, ModelBlock):
             # On the instance, so that parameters keep their names, and inside of what FSDP hooks onto a call.
             block.__dict__["forward"] = partial(
                 checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False

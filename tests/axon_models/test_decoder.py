@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from axon_models.decoder.model import Decoder, ScalarModel, scalar_head
+from axon_models.decoder.model import Decoder
 from axon_models.layers.attend import _Attention, as_bias
 from axon_models.layers.feed_forward import _SiluProduct
+from axon_models.layers.language_model import ScalarModel, scalar_head
 from axon_models.layers.norm import RMSNorm
 from axon_models.layers.rotary import Rotary, rotate
 from tests.axon_models.small import small_decoder, some_tokens

@@ -19,8 +19,8 @@ from transformers import (
 
 from axon_models.decoder.hugging_face import shapes, to_json
 from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import config_of
 from axon_models.decoder.sizes import SIZES
+from axon_models.presets import PRESETS, build, config_of
 
 # The numbers of parameters of the released checkpoints (a tied matrix once); papers round them.
 PUBLISHED = {
@@ -105,11 +105,9 @@ def test_transformers_reads_our_config_of_a_size_as_the_same_shapes(name: str) -
     assert found == ours
 
 
-@pytest.mark.parametrize(
-    "preset", ["x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi"]
-)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_predicted_count_of_a_small_preset_is_the_built_models(preset: str) -> None:
     for sizes in ({}, {"d_model": 48, "heads": 4, "n_layers": 3, "vocab_size": 77, "max_positions": 40}):
         config = config_of(preset, **sizes)
         with torch.device("meta"):
-            assert config.n_parameters == sum(p.numel() for p in Decoder(config).parameters())
+            assert config.n_parameters == sum(p.numel() for p in build(config).parameters())

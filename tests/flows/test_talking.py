@@ -12,20 +12,22 @@ import torch
 from typer.testing import CliRunner
 
 from axon_models import Vocabulary, beam_search, checkpoint, generate
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
 from flows import cli, talk_commands, talking
 from flows.talking import Settings
 from tasks.errors import UserError
 from tasks.runtime.checkout import Checkout
 from tasks.tokenizers import bytelevel, chat
+from tests.axon_models.memory.small import small_model
 from tests.axon_models.small import small_decoder
 from tests.tasks.tiny_root import byte_tokenizer
 
 
-def write_model(root: Path, *, overflows: bool = False) -> Decoder:
+def write_model(root: Path, *, overflows: bool = False, memory: bool = False) -> LanguageModel:
     """models/sft: random weights, a byte-level tokenizer. overflows: finite weights, whose products are not."""
     bytelevel.save(byte_tokenizer(), root / "tokenizer")
-    model = small_decoder(vocab_size=262, max_positions=64)
+    small = small_model if memory else small_decoder
+    model = small(vocab_size=262, max_positions=64)
     if overflows:
         with torch.no_grad():
             model.norm.get_parameter("weight").mul_(1e38)
@@ -59,10 +61,12 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("arguments", SETTINGS)
 def test_what_is_printed_is_what_the_engine_of_training_writes(
-    checkout: Checkout, capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], arguments: dict[str, Any], memory: bool
 ) -> None:
+    write_model(checkout.root, memory=memory)
     module = checkpoint.load(checkout.root / "models" / "sft")
     settings = {"max_new_tokens": 30, "temperature": 0.0, **arguments}
     (expected,) = generate(module, [asked("1+1=")], eos_id=chat.END, **settings)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from axon_models.checkpoint import PAD_ID, save
+from axon_models.checkpoint import save
 from axon_models.decoder.hugging_face import to_tensors
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
+from axon_models.model_files import PAD_ID
 from tests.axon_models.small import randomise, some_tokens
 
 SIZES: dict[str, Any] = {"vocab_size": 67, "d_model": 24, "n_layers": 3, "heads": 4, "max_positions": 64}

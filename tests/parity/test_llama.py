@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from axon_models.checkpoint import PAD_ID, load, load_scalar_model, save
+from axon_models.checkpoint import load, load_scalar_model, save
 from axon_models.decoder.config import RopeScaling
 from axon_models.decoder.hugging_face import from_tensors, to_tensors
-from axon_models.decoder.model import scalar_head
+from axon_models.layers.language_model import scalar_head
+from axon_models.model_files import PAD_ID
 from tests.axon_models.small import small_decoder, some_tokens
 from tests.parity.compare import assert_cached_is_uncached, assert_same, reference, small, without_padding
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PhiForCausalLM
 
-from axon_models.checkpoint import PAD_ID, load, load_scalar_model, save
-from axon_models.decoder.model import ScalarModel, scalar_head
+from axon_models.checkpoint import load, load_scalar_model, save
+from axon_models.layers.language_model import ScalarModel, scalar_head
+from axon_models.model_files import PAD_ID
 from axon_models.objectives.cross_entropy import linear_cross_entropy, token_logprobs
 from tests.axon_models.small import some_tokens
 from tests.parity.compare import (

@@ -16,7 +16,8 @@ import torch
 
 from axon_models import checkpoint
 from axon_models.decoder.config import DecoderConfig
-from axon_models.decoder.model import Decoder, scalar_head
+from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import scalar_head
 from tasks.data import records
 from tasks.errors import UserError
 from tasks.evaluation import shards

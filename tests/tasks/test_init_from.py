@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axon_models import checkpoint
-from axon_models.decoder.vocabulary import NEW, renumbered
+from axon_models.vocabulary import NEW, renumbered
 from tasks.errors import UserError
 from tasks.lineage import forget
 from tasks.lineage.forget import Request

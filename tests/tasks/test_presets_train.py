@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from axon_models.checkpoint import load
-from axon_models.decoder.model import Decoder
-from axon_models.decoder.presets import PRESETS
 from axon_models.generation.engine import generate
+from axon_models.layers.language_model import LanguageModel
+from axon_models.presets import PRESETS, build
 from tasks.errors import UserError
 from tasks.parameter_mistakes import _OPEN
 from tasks.steps import pretrain, sft
@@ -28,9 +28,9 @@ from tests.tasks.tiny_root import OVERRIDES, make_root
 OWN = {"model.kv_heads": None, "model.d_feed_forward": None}
 
 
-def small(preset: str, **sizes) -> Decoder:
+def small(preset: str, **sizes) -> LanguageModel:
     given = {"vocab_size": 40, "d_model": 16, "n_layers": 2, "heads": 2, "max_positions": 64, "init_std": 0.2}
-    model = Decoder(PRESETS[preset](**{**given, **sizes})).double()
+    model = build(PRESETS[preset](**{**given, **sizes})).double()
     model.init_weights(torch.Generator().manual_seed(0))
     return model
 
@@ -45,7 +45,7 @@ def test_a_preset_is_all_that_has_to_be_named_at_the_default_size(preset):
     config = config_of_shape(params.model, 4096)
     assert (config.d_model, config.n_layers, config.heads, config.max_positions) == (256, 3, 4, 512)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = build(config)
     assert config.n_parameters == sum(p.numel() for p in model.parameters())
     assert 2_000_000 < config.n_active_parameters < 5_000_000
 
@@ -56,6 +56,8 @@ def test_what_the_parameters_leave_open_is_what_the_preset_takes(preset):
         "model.kv_heads": 1,
         "model.d_feed_forward": 96,
         "model.window": 24,
+        "model.segment_length": 96,
+        "model.memory_length": 0,
         "model.rope_theta": 500.0,
         "model.rope_scaling": {"kind": "linear", "factor": 2.0},
         "model.experts": 4,
@@ -78,6 +80,17 @@ def test_what_the_parameters_leave_open_is_what_the_preset_takes(preset):
         ({"model.preset": "gpt4"}, "model.preset='gpt4'"),
         ({"model.preset": "phi", "model.d_model": 24}, "model.d_model/model.heads/2=3 must be even"),
         ({"model.preset": "pygpt", "model.d_model": 27, "model.heads": 3}, "model.d_model=27 must be even"),
+        ({"model.preset": "transformer_xl", "model.d_model": 27, "model.heads": 3}, "model.d_model=27 must be even"),
+        (
+            {"model.preset": "transformer_xl", "model.segment_length": 513},
+            "model.segment_length=513 must be at most model.max_positions=512",
+        ),
+        (
+            {"model.preset": "transformer_xl", "model.memory_length": 600},
+            "model.memory_length=600 must be at most model.max_positions=512",
+        ),
+        ({"model.preset": "transformer_xl", "model.memory_length": -1}, "model.memory_length=-1"),
+        ({"model.preset": "transformer_xl", "model.segment_length": 0}, "model.segment_length=0"),
         ({"model.rope_scaling": {"kind": "yarn", "factor": 2.0}}, "model.rope_scaling.kind='yarn'"),
         ({"model.rope_scaling": {"kind": "linear", "factor": 0.5}}, "model.rope_scaling.factor=0.5"),
         ({"model.preset": "mixtral", "partition": "pipeline"}, "partition=pipeline is not for model.preset=mixtral"),
@@ -107,9 +120,9 @@ def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
             tokens.append(token)
 
 
-@pytest.mark.parametrize("preset", ["phi", "switch", "gpt3_sparse"])
+@pytest.mark.parametrize("preset", ["phi", "switch", "gpt3_sparse", "transformer_xl"])
 def test_a_preset_is_aligned_and_a_policy_starts_as_its_reference(preset, tmp_path, monkeypatch):
-    """An output with a bias, experts that drop tokens in pretraining, bands: through every later stage."""
+    """An output with a bias, experts that drop tokens in pretraining, bands, memory: through every later stage."""
     from tasks.steps import dpo, ppo, preferences, reward_model, sft_continued
 
     def judge(task, prompt, text, target, *, ended):
@@ -155,7 +168,7 @@ def test_micro_batches_add_up_to_the_batch(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_recomputed_activations_give_the_same_gradients(preset):
-    both = torch.randint(40, (2, 17), generator=torch.Generator().manual_seed(1))
+    both = torch.randint(40, (2, 41), generator=torch.Generator().manual_seed(1))
     found = []
     for recomputed in (False, True):
         model = small(preset).train()

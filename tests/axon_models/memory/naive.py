@@ -55,7 +55,7 @@ def logits(model: TransformerXL, tokens: list[int], memory: list[Tensor], span: 
     for block, remembered in zip(model.blocks, memory, strict=True):
         attended = attention(block, x, remembered, config.heads, span)
         x = norm(x + attended, block.attention_norm.weight, block.attention_norm.bias, config.norm_eps)
-        inner = (x @ block.up.weight.t() + block.up.bias).clamp(min=0)
-        y = inner @ block.down.weight.t() + block.down.bias
+        inner = (x @ block.feed_forward.up.weight.t() + block.feed_forward.up.bias).clamp(min=0)
+        y = inner @ block.feed_forward.down.weight.t() + block.feed_forward.down.bias
         x = norm(x + y, block.feed_forward_norm.weight, block.feed_forward_norm.bias, config.norm_eps)
     return x @ model.output_weight.t()

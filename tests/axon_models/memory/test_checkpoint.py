@@ -23,14 +23,18 @@ def test_a_directory_round_trips_to_the_bit(tmp_path: Path, tied: bool) -> None:
     again = load(tmp_path / "one")
     assert again.config == model.config
     assert not again.training
-    assert torch.equal(again(some_tokens(2, 9))[0], model(some_tokens(2, 9))[0])
+    assert torch.equal(again(some_tokens(2, 9)), model(some_tokens(2, 9)))
     save(again, tmp_path / "two")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(file.name for file in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "one").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     tree = json.loads((tmp_path / "one" / "config.json").read_text())
     assert tree["model_type"] == "axon_transformer_xl"
-    assert "axon_models.load" in tree["library"]
+    assert "axon_models.load" in tree["note"]
 
 
 def test_a_tokenizers_files_go_along(tmp_path: Path) -> None:
@@ -44,9 +48,9 @@ def test_everything_wrong_with_the_weights_is_listed(tmp_path: Path) -> None:
     save(small_model(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["blocks.0.attention.u_bias"]
-    tensors["blocks.0.up.weight"] = torch.zeros(3, 12)
-    tensors["blocks.1.up.bias"] = torch.tensor([float("nan")] * 2 + [1.0] * 15)
-    tensors["blocks.1.down.bias"] = torch.zeros(12, dtype=torch.int64)
+    tensors["blocks.0.feed_forward.up.weight"] = torch.zeros(3, 12)
+    tensors["blocks.1.feed_forward.up.bias"] = torch.tensor([float("nan")] * 2 + [1.0] * 15)
+    tensors["blocks.1.feed_forward.down.bias"] = torch.zeros(12, dtype=torch.int64)
     tensors["surplus"] = torch.zeros(1)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
@@ -55,9 +59,9 @@ def test_everything_wrong_with_the_weights_is_listed(tmp_path: Path) -> None:
         "5 mistake(s)",
         "blocks.0.attention.u_bias is missing",
         "surplus is not a tensor of this model",
-        "blocks.0.up.weight has shape (3, 12), but the config asks for (17, 12)",
-        "blocks.1.up.bias has 2 of 17 numbers that are NaN or infinite",
-        "blocks.1.down.bias has type torch.int64",
+        "blocks.0.feed_forward.up.weight has shape (3, 12), but the config asks for (17, 12)",
+        "blocks.1.feed_forward.up.bias has 2 of 17 numbers that are NaN or infinite",
+        "blocks.1.feed_forward.down.bias has type torch.int64",
     ):
         assert expected in str(caught.value)
 
@@ -66,16 +70,23 @@ def test_everything_wrong_with_the_weights_is_listed(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({"model_type": "llama"}, "model_type='llama' is not supported, only 'axon_transformer_xl'"),
-        ({"heads": None}, "heads is missing"),
-        ({"adaptive_softmax": True}, "'adaptive_softmax' is not known"),
-        ({"heads": 5}, "heads=5 must divide d_model=12"),
+        ({"decoder": None}, "decoder is missing; it must hold the sizes"),
+        ({"decoder.heads": None}, "decoder.heads is missing"),
+        ({"decoder.adaptive_softmax": True}, "decoder.adaptive_softmax is not known"),
+        ({"decoder.heads": 5}, "heads=5 must divide d_model=12"),
     ],
 )
 def test_a_wrong_config_is_refused(tmp_path: Path, change: dict[str, object], expected: str) -> None:
     save(small_model(), tmp_path)
     file = tmp_path / "config.json"
-    tree = {**json.loads(file.read_text()), **change}
-    file.write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
+    tree = json.loads(file.read_text())
+    for key, value in change.items():
+        *above, name = key.split(".")
+        part = tree[above[0]] if above else tree
+        part[name] = value
+        if value is None:
+            del part[name]
+    file.write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:
         load(tmp_path)
     assert expected in str(caught.value)
@@ -102,8 +113,15 @@ def test_all_mistakes_in_sizes_are_reported_together() -> None:
     assert "heads=2 must divide d_model=13; edit model.heads in params.yaml" in str(caught.value)
     assert "d_model=13 must be even" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        TransformerXLConfig(**{**SIZES, "memory_length": -1, "n_layers": True, "norm_eps": float("nan")})
+        TransformerXLConfig(**{**SIZES, "segment_length": 65, "memory_length": 66})
+    assert "segment_length=65 must be at most max_positions=64; edit model.segment_length" in str(caught.value)
+    assert "memory_length=66 must be at most max_positions=64; edit model.memory_length" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        TransformerXLConfig(
+            **{**SIZES, "memory_length": -1, "segment_length": 0, "n_layers": True, "norm_eps": float("nan")}
+        )
     assert "memory_length=-1 must be a whole number of at least 0" in str(caught.value)
+    assert "segment_length=0 must be a whole number of at least 1" in str(caught.value)
     assert "n_layers=True must be a whole number of at least 1" in str(caught.value)
     assert "norm_eps=nan must be a positive number" in str(caught.value)
 

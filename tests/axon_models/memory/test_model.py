@@ -8,7 +8,7 @@ from torch import Tensor
 from axon_models.memory.attention import relative_shift, unseen_keys
 from axon_models.memory.segments import segment_loss, segments, text_losses
 from tests.axon_models.memory import naive
-from tests.axon_models.memory.small import small_model, some_tokens
+from tests.axon_models.memory.small import read, small_model, some_tokens
 
 
 @pytest.mark.parametrize("span", [None, 3])
@@ -16,7 +16,7 @@ def test_logits_equal_the_papers_formula_pair_by_pair(span: int | None) -> None:
     model = small_model(tied_embeddings=False, norm_eps=1e-3).double()
     tokens = some_tokens(2, 4)
     memory = torch.randn(2, 2, 5, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    result, _ = model(tokens, memory, span=span)
+    result, _ = read(model, tokens, memory, span=span)
     for row in range(2):
         expected = naive.logits(model, tokens[row].tolist(), list(memory[:, row]), span)
         assert expected.std() > 0.3
@@ -28,7 +28,7 @@ def test_without_memory_logits_equal_the_papers_formula() -> None:
     model = small_model().double()
     tokens = some_tokens(1, 5)
     expected = naive.logits(model, tokens[0].tolist(), [torch.zeros(0, 12, dtype=torch.float64)] * 2)
-    torch.testing.assert_close(model(tokens)[0][0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(read(model, tokens)[0][0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("n_queries", "n_memory"), [(1, 0), (1, 6), (4, 0), (4, 3), (3, 8)])
@@ -48,13 +48,13 @@ def test_the_shift_brings_every_distance_to_its_key(n_queries: int, n_memory: in
 
 def test_segments_with_memory_equal_one_long_segment() -> None:
     model, tokens = small_model(memory_length=20).eval(), some_tokens(2, 20)
-    whole, _ = model(tokens)
+    whole, _ = read(model, tokens)
     parts, memory = [], None
     for start, end in ((0, 7), (7, 8), (8, 20)):
-        logits, memory = model(tokens[:, start:end], memory)
+        logits, memory = read(model, tokens[:, start:end], memory)
         parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(model(tokens[:, 8:])[0], whole[:, 8:], atol=0.1)
+    assert not torch.allclose(read(model, tokens[:, 8:])[0], whole[:, 8:], atol=0.1)
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 8, 30])
@@ -67,15 +67,15 @@ def test_with_a_span_losses_do_not_depend_on_where_segments_end(length: int) -> 
 
 def test_memory_is_what_entered_each_layer_at_the_last_positions() -> None:
     model, tokens = small_model(memory_length=7), some_tokens(2, 13)
-    _, first = model.hidden(tokens[:, :3])
-    _, memory = model.hidden(tokens[:, 3:13], first)
+    _, first = model.read(tokens[:, :3])
+    _, memory = model.read(tokens[:, 3:13], first)
     assert (first.shape, memory.shape) == ((2, 2, 3, 12), (2, 2, 7, 12))
     embedded = model.embedding(tokens[:, 6:]) * 12**0.5
     torch.testing.assert_close(memory[0], embedded)
-    _, longer = model.hidden(tokens[:, 3:6], first, memory_length=100)
+    _, longer = model.read(tokens[:, 3:6], first, memory_length=100)
     assert torch.equal(longer[:, :, :3], first)
     assert longer.shape[2] == 6
-    assert model.hidden(tokens, first, memory_length=0)[1].shape[2] == 0
+    assert model.read(tokens, first, memory_length=0)[1].shape[2] == 0
 
 
 def test_no_gradient_flows_into_memory() -> None:
@@ -115,7 +115,7 @@ def test_gradients_by_finite_differences() -> None:
 def test_the_segment_loss_is_cross_entropy(weighted: bool) -> None:
     model, tokens = small_model(), some_tokens(3, 9)
     weights = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)).round(decimals=1) if weighted else None
-    logits, memory = model(tokens[:, :-1])
+    logits, memory = read(model, tokens[:, :-1])
     each = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")  # (B, T)
     loss, again = segment_loss(model, tokens[:, :-1], tokens[:, 1:], weights=weights)
     torch.testing.assert_close(loss, (each if weights is None else each * weights).sum())
@@ -136,8 +136,8 @@ def test_every_token_but_the_first_is_a_target_once() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model, tokens = small_model(), some_tokens(2, 5)
-    _, memory = model.hidden(tokens)
+    _, memory = model.read(tokens)
     with pytest.raises(ValueError, match=r"memory has shape \(2, 2, 5, 12\), but 1 row\(s\) of tokens in 2 layers"):
-        model.hidden(tokens[:1], memory)
+        model.read(tokens[:1], memory)
     with pytest.raises(ValueError, match="span=-1 must be at least 0"):
-        model.hidden(tokens, span=-1)
+        model.read(tokens, span=-1)

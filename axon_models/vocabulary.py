@@ -1,20 +1,22 @@
-"""A decoder for the same tokens under other ids, and for a few that it did not know."""
+"""A model for the same tokens under other ids, and for a few that it did not know."""
 # V vocabulary, D model
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from axon_models.decoder.model import Decoder
+from axon_models.layers.language_model import LanguageModel
+from axon_models.presets import build
 
 NEW = -1
 
 
-def renumbered(model: Decoder, rows: Sequence[int]) -> Decoder:
-    """The decoder whose token i is token `rows[i]` of `model`, on its device and in evaluation mode.
+def renumbered(model: LanguageModel, rows: Sequence[int]) -> LanguageModel:
+    """The model whose token i is token `rows[i]` of `model`, on its device and in evaluation mode.
 
     Row i of the embedding, and of the output where that is a matrix of its own, is row `rows[i]`; where `rows` has
     `NEW`, it is the mean of all old rows, so that a new token takes little from the others (Hewitt 2021,
@@ -32,6 +34,7 @@ def renumbered(model: Decoder, rows: Sequence[int]) -> Decoder:
             mean = old.double().mean(0).to(old.dtype)
             place = taken.to(old.device)
             state[name] = torch.where((place == NEW)[:, None], mean, old[place.clamp(min=0)])
-    changed = Decoder(replace(model.config, vocab_size=len(rows))).to(model.embedding.weight.device)
+    config: Any = model.config
+    changed = build(replace(config, vocab_size=len(rows))).to(model.embedding.weight.device)
     changed.load_state_dict(state)
     return changed.eval()
