@@ -174,7 +174,7 @@ def test_a_command_that_fails_tells_nobody(
 @pytest.mark.parametrize(
     ("arguments", "variables"),
     [
-        (["promote"], {"MLFLOW_TRACKING_URI": address("http", "mlflow-dead", DEAD)}),  # the statements have the champion
+        (["promote"], {"MLFLOW_TRACKING_URI": address("http", "mlflow-dead", DEAD)}),  # statements name the champion
         (["run"], {"OPENLINEAGE_URL": address("http", "openlineage", DEAD)}),  # events wait on disk
     ],
 )
