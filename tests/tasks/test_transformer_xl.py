@@ -18,6 +18,7 @@ from axon_models.memory.model import TransformerXL
 from axon_models.presets import PRESETS, build
 from axon_models.vocabulary import NEW, renumbered
 from tasks.alignment.rewards import read, score_sequences
+from tasks.data import records
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.model_configs import max_positions
@@ -136,6 +137,21 @@ def test_it_is_evaluated_with_its_memory(trained: Path, tmp_path: Path) -> None:
         (tmp_path / "model" / "config.json").write_text(json.dumps(tree))
         forgetful = checkpoint.load(tmp_path / "model")
         assert abs(bits_per_byte(forgetful, stream.numpy(), 100, **sizes) - found) > 1e-4
+
+
+def test_the_evaluation_measures_every_model(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(trained, root)
+    demonstrations = records.read(root / "data" / "demonstrations.parquet")
+    columns = {**demonstrations, "answer": demonstrations["target"]}
+    records.write(root / "data" / "demonstrations.parquet", columns)
+    sizes = {"evaluate.n_maths": 8, "evaluate.n_docs": 0, "evaluate.n_samples": 2, "evaluate.n_text_batches": 2}
+    _run(root, "evaluate", overrides={**XL, **sizes, "evaluate.batch_size": 4, "evaluate.n_bootstrap": 100})
+    found = read_json(root / "metrics" / "evaluate.json")
+    measured = {name: found[name]["bits_per_byte"] for name in ("base", "sft", "ppo", "dpo", "sft_continued")}
+    assert all(0 < bits < 20 for bits in measured.values())
+    assert len(set(measured.values())) == 5
+    assert found["dpo"].keys() >= {"exact_match", "win_rate_vs_sft"}
 
 
 def test_weights_decay_but_not_the_embedding_and_the_biases() -> None:
