@@ -93,8 +93,8 @@ class Model(Section):
     d_feed_forward: Count | None
     max_positions: Annotated[int, Field(ge=16)]
     window: Count | None
-    segment_length: Count | None
-    memory_length: Whole | None
+    segment_length: Count | None = None
+    memory_length: Whole | None = None
     rope_theta: Positive | None
     rope_scaling: RopeScaling | None
     experts: Annotated[int, Field(ge=2)] | None
