@@ -108,13 +108,15 @@ def _automation(kind: str, block: UUID) -> Any:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
     title, text = "{{ event.payload.title }}", "{{ event.payload.text }}"
-    return AutomationCore(
+    automation = AutomationCore(
         name=f"axon: notice of {kind}",
         description=f"Set by axon schedule --notify; removed with the schedule. Fires on {EVENTS[kind]}.",
         enabled=True,
         trigger=EventTrigger(expect={EVENTS[kind]}, match={"prefect.resource.id": _RESOURCE}, threshold=1),
         actions=[SendNotification(block_document_id=block, subject=title, body=text)],
     )
+    # Every field given: the client sends no others when it updates one, and the server refuses a trigger without all.
+    return AutomationCore.model_validate(automation.model_dump())
 
 
 async def _remove(client: Any) -> None:

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from flows import notices
 from tests.flows.conftest import FinishedRun
 from tests.flows.test_promotion import champion, decisions, register_sft
 from tests.flows.workspace import TINY, Workspace, wait_until
@@ -63,6 +65,13 @@ def files_with(root: Path, text: str) -> list[Path]:
     """The files below `root` that hold `text`, but for the code of this test."""
     files = [path for path in root.rglob("*") if path.is_file() and path.name != Path(__file__).name]
     return [path for path in files if text.encode() in path.read_bytes()]
+
+
+def test_an_automation_says_all_that_prefect_s_client_sends_of_it_when_it_updates_one():
+    for kind in notices.EVENTS:
+        automation = notices._automation(kind, uuid4())
+        assert automation.model_dump(mode="json", exclude_unset=True) == automation.model_dump(mode="json")
+        assert automation.trigger.expect == {notices.EVENTS[kind]}
 
 
 @contextmanager
