@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 128  # queries; later keys than a chunk's last query are never touched
+CHUNK = 96  # queries; later keys than a chunk's last query are never touched
 _MAX_PRODUCTS_TIME = 1024  # past this the kept probabilities, B·H·T²/2 numbers a layer, cost more memory than they save
 
 
