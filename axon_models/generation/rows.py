@@ -16,7 +16,9 @@ from torch import Tensor
 
 from axon_models.decoder.model import Decoder
 from axon_models.generation.caches import GrowingKVCache, move_rows, new_cache, rows_of
-from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.generation.prepared import can_prepare
+from axon_models.generation.prepared_rows import PreparedRows
+
 
 
 class Rows(Protocol):

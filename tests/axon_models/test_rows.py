@@ -14,7 +14,8 @@ from axon_models.decoder import config as configs
 from axon_models.decoder.model import Decoder
 from axon_models.generation import prepared
 from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
-from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.generation.prepared import can_prepare
+from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.rows import ModuleRows, Rows, rows_for
 from tests.axon_models.small import small_decoder, some_tokens
 
