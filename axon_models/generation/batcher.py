@@ -26,7 +26,7 @@ class Batcher:
 
     length: positions of a row, prompt and answer (default: the model's `max_positions`). chunk: tokens of one pre-fill
     pass. decode: turns tokens into text, for stop strings and for `Piece.text`. stream: called with every token as it
-    is chosen. growing, prepare: as in `rows.rows_for`. name: what an error calls the model. After an error, also one
+    is chosen. growing, prepare, dtype: as in `rows.rows_for`. name: what an error calls the model. After an error, also one
     of `stream`, nothing is waiting or in work any more.
     """
 
@@ -42,6 +42,7 @@ class Batcher:
         stream: Callable[[Piece], None] | None = None,
         growing: bool = True,
         prepare: bool = True,
+        dtype: torch.dtype | None = None,
         name: str = "the model",
     ) -> None:
         self._config, self._eos_id, self._name = module.config, eos_id, name
@@ -51,7 +52,13 @@ class Batcher:
         _check(self._length, module.config.max_positions, max_rows, chunk)
         with torch.inference_mode():
             self._rows = rows_for(
-                module, n_rows=max_rows, length=self._length, chunk=chunk, growing=growing, prepare=prepare
+                module,
+                n_rows=max_rows,
+                length=self._length,
+                chunk=chunk,
+                growing=growing,
+                prepare=prepare,
+                dtype=dtype,
             )
         self._waiting: deque[_Row] = deque()
         self._going: list[_Row] = []
@@ -205,11 +212,12 @@ def answer(
     max_rows: int = 64,
     decode: Decode | None = None,
     stream: Callable[[Piece], None] | None = None,
+    dtype: torch.dtype | None = None,
     name: str = "the model",
 ) -> list[Answer]:
     """The answers to `requests`, in their order; arguments as in `Batcher`, which takes requests at any time."""
     n_rows = max(1, min(max_rows, len(requests)))
-    batcher = Batcher(module, eos_id=eos_id, max_rows=n_rows, decode=decode, stream=stream, name=name)
+    batcher = Batcher(module, eos_id=eos_id, max_rows=n_rows, decode=decode, stream=stream, dtype=dtype, name=name)
     for request in requests:
         batcher.submit(request)
     answers = dict(batcher.run())

@@ -6,8 +6,8 @@ after it, heads have the two halves of a rotated pair side by side, so that rota
 and most results are written into buffers that stay. In float32 only the order of additions differs from the modules':
 logits agree within 1e-5 of their scale (tests/axon_models/test_rows.py).
 
-In bfloat16 the factors of every product, keys and values are rounded to 8 bits; the residual stream, the norms, the
-rotation and a prompt's attention to itself stay in float32.
+In bfloat16 the factors of every product are rounded to 8 bits; the residual stream, the norms, the rotation and a
+prompt's attention to itself stay in float32.
 """
 # N tokens of one pass (B rows in a step, packed pieces of prompts in a pre-fill), D model, H heads, G kv groups,
 # d head dimension, F feed-forward, P positions, V vocabulary
@@ -84,8 +84,6 @@ class Work:
         self.turned = torch.view_as_complex(turned)  # (N, H + G, d/2)
         self.q = self.qkv[:, :width].unflatten(1, (config.heads, dim))  # (N, H, d)
         self.kv = self.qkv[:, width:].unflatten(1, (2, groups, dim))  # (N, 2, G, d)
-        self.queries = torch.empty(n, config.heads, dim, dtype=dtype)
-        self.stored = torch.empty(n, 2, groups, dim, dtype=dtype)
         self.gated = torch.empty(n, config.d_feed_forward, dtype=dtype)
 
     def normalize(self) -> Tensor:
@@ -95,7 +93,7 @@ class Work:
 
 
 Attend = Callable[[int, Work], Tensor]
-"""Layer and buffers to what its queries see, (N, H·d) of the products' type; keys and values are stored on the way."""
+"""Layer and buffers to what its queries see, (N, H·d); keys and values are stored on the way."""
 
 
 class Prepared:
@@ -124,7 +122,7 @@ class Prepared:
         for number, layer in enumerate(self._layers):
             layer.qkv.into(work.normalize(), work.qkv)
             work.turned.mul_(rotation)
-            layer.output.onto(attend(number, work), work.x)
+            layer.output.onto(attend(number, work).to(self.dtype), work.x)
             gate, up = layer.gate_up.of(work.normalize()).chunk(2, dim=1)  # (N, F) each
             torch.mul(F.silu(gate, inplace=True), up, out=work.gated)
             layer.down.onto(work.gated, work.x)

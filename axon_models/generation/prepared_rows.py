@@ -28,8 +28,22 @@ class _Piece(NamedTuple):
     is_last: bool
 
 
+class _StepWork(NamedTuple):
+    """The buffers of a step: those of its pass, and its queries, keys and values in the type that is stored."""
+
+    work: Work
+    queries: Tensor  # (B, H, d)
+    queries_by_group: Tensor  # the same as (B·G, R, d)
+    stored: Tensor  # (B, 2, G, d)
+    stored_flat: Tensor  # the same as (B·2·G, d)
+
+
 class PreparedRows:
-    """Pieces of several prompts are pre-filled in one pass, without padding. dtype: of the weights' products."""
+    """Pieces of several prompts are pre-filled in one pass, without padding. dtype: of the weights' products.
+
+    Keys and values have the type of the products, but those of a single row are float32: a batch of two small
+    products in bfloat16 takes four times as long as in float32.
+    """
 
     def __init__(
         self,
@@ -44,9 +58,10 @@ class PreparedRows:
         self._model, self._length, self._chunk = Prepared(module, n_rows=n_rows, dtype=dtype), length, chunk
         config = self._model.config
         slots = min(length, FIRST_SLOTS) if growing else length
-        self._hold(torch.zeros(config.n_layers, 2, n_rows, config.kv_heads, slots, config.head_dim, dtype=dtype))
+        self._dtype = torch.float32 if n_rows == 1 else dtype  # of keys and values
+        self._hold(torch.zeros(config.n_layers, 2, n_rows, config.kv_heads, slots, config.head_dim, dtype=self._dtype))
         self._weigh = _weigh_for_one if n_rows == 1 else _weigh
-        self._works: dict[int, Work] = {}
+        self._works: dict[int, _StepWork] = {}
         self._lengths: list[int] = []
 
     def _hold(self, buffer: Tensor) -> None:
@@ -106,7 +121,7 @@ class PreparedRows:
                 else:
                     k, v = stored[:, :, :stop].transpose(1, 2).unsqueeze(1).to(q.dtype)  # (1, S, G, d) each
                     outputs[here] = masked(q, k, v, piece.bias)[0]
-            return outputs.flatten(1).to(self._model.dtype)
+            return outputs.flatten(1)
 
         states = self._model.run(tokens, positions, self._model.work(len(tokens)), attend)  # (N, D)
         ends = [piece.place + len(piece.tokens) - 1 for piece in pieces if piece.is_last]
@@ -127,27 +142,29 @@ class PreparedRows:
         bias = None
         if min(self._lengths) + 1 < n_slots:
             unseen = self._slots[:n_slots] > positions.unsqueeze(1)  # (B, S); every row sees at least itself
-            bias = torch.zeros(n, n_slots, dtype=self._model.dtype).masked_fill_(unseen, float("-inf"))
+            bias = torch.zeros(n, n_slots, dtype=self._dtype).masked_fill_(unseen, float("-inf"))
             bias = bias.repeat_interleave(config.kv_heads, dim=0).unsqueeze(2)  # (B·G, S, 1)
         seen = self._by_group[:, :, :n_products, :n_slots].unbind(0)  # (2, B·G, S, d) for each layer
-        scale, work = 1 / math.sqrt(config.head_dim), self._work(n)
-        stored = work.stored.view(-1, config.head_dim)  # (B·2·G, d)
-        queries = work.queries.view(n_products, -1, config.head_dim)  # (B·G, R, d)
+        scale, (work, queries, q, stored, kv) = 1 / math.sqrt(config.head_dim), self._work(n)
 
         def attend(layer: int, work: Work) -> Tensor:
-            work.stored.copy_(work.kv)
-            self._flat[layer].index_copy_(0, places, stored)
-            torch.mul(work.q, scale, out=work.queries)
+            stored.copy_(work.kv)
+            self._flat[layer].index_copy_(0, places, kv)
+            torch.mul(work.q, scale, out=queries)
             keys, values = seen[layer].unbind(0)  # (B·G, S, d) each
-            return torch.bmm(self._weigh(keys, queries, bias), values).view(n, -1)  # (B, H·d)
+            return torch.bmm(self._weigh(keys, q, bias), values).view(n, -1)  # (B, H·d)
 
         states = self._model.run(tokens, positions, work, attend)  # (B, D)
         self._lengths = [length + 1 for length in self._lengths]
         return self._model.scores(states)
 
-    def _work(self, n: int) -> Work:
+    def _work(self, n: int) -> _StepWork:
         if n not in self._works:
-            self._works[n] = self._model.work(n)
+            config = self._model.config
+            queries = torch.empty(n, config.heads, config.head_dim, dtype=self._dtype)
+            stored = torch.empty(n, 2, config.kv_heads, config.head_dim, dtype=self._dtype)
+            by_group = queries.view(n * config.kv_heads, -1, config.head_dim)
+            self._works[n] = _StepWork(self._model.work(n), queries, by_group, stored, stored.flatten(0, 2))
         return self._works[n]
 
 

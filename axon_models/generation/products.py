@@ -1,15 +1,14 @@
 """Products of a few rows with weights that stay, each weight laid out once in the order that its product reads fastest.
 
-What is fastest depends on how many rows there will be and on the type (weights of the 5.5 M decoder, AMD Zen 4, one
-thread, float32 and bfloat16; docs/performance.md has the figures of whole answers):
-  one row, float32: `torch.mm` on input × output, or output × input where inputs are more; memory sets the pace.
-  one row, bfloat16: `F.embedding_bag`, the weighted sum of the rows of input × output. It reads at the pace of memory
-    what `torch.mm` takes three times, and a packed product twice as long for: both convert or look up more than they
-    multiply.
-  more rows: oneDNN's packed weights (what `torch.compile` freezes a linear layer into), a fifth faster than `torch.mm`
-    in both types from 8 to 512 rows. Where this build of torch has none, `torch.mm`.
+What is fastest depends on how many rows there will be and on the type. For the weights of a 5.5 M decoder that came
+from memory, on one thread of an AMD Zen 4:
+  one row, float32: `torch.mm` on input × output, or output × input where inputs are more. Memory sets the pace.
+  one row, bfloat16: `embedding_bag`, which sums weighted rows of a matrix: 0.8 ms, packed 1.4, `torch.mm` 2.4. Both
+    look up or convert more than they multiply.
+  more rows: oneDNN's packed weights (what `torch.compile` freezes a linear layer into). 64 rows: float32 9 ms against
+    11 by `torch.mm`, bfloat16 4.8 against 6. Where this build of torch has none, `torch.mm`.
 """
-# N rows, I inputs, O outputs, T threads
+# N rows, I inputs, O outputs, T blocks of columns
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16)
+_BLOCK = 256  # columns
 
 
 class Product(Protocol):
@@ -88,23 +87,27 @@ class Rounded:
 
 
 class OneRow(Rounded):
-    """One row by `embedding_bag`, with a bag of columns for each thread; several rows (a prompt) by `torch.mm`."""
+    """One row by `embedding_bag`, several rows (a prompt) by `torch.bmm`.
+
+    The columns stand in blocks, each the rows of one bag, one behind the other in memory: read in columns of the whole
+    matrix it would take twice as long, and bags are what threads share.
+    """
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight)
         outputs, inputs = weight.shape
-        n_bags = torch.get_num_threads()
-        self._n_bags = n_bags = n_bags if outputs % n_bags == 0 else 1
-        self._parts = self._weight.view(inputs * n_bags, outputs // n_bags)  # row i·T + t: input i, columns of bag t
-        bags, rows = torch.arange(n_bags), torch.arange(inputs)
-        self._rows = (rows * n_bags + bags.unsqueeze(1)).flatten().int()  # (T·I,)
-        self._starts = (bags * inputs).int()  # (T,)
+        n_bags = next(n for n in range(max(1, outputs // _BLOCK), 0, -1) if outputs % n == 0)
+        self._blocks = weight.t().unflatten(1, (n_bags, -1)).transpose(0, 1).contiguous()  # (T, I, O/T)
+        self._flat = self._blocks.flatten(0, 1)  # (T·I, O/T)
+        self._rows = torch.arange(n_bags * inputs, dtype=torch.int32)
+        self._starts = self._rows[::inputs].contiguous()  # (T,)
+        self._n_bags = n_bags
 
     def of(self, x: Tensor) -> Tensor:
         if x.shape[0] != 1:
-            return super().of(x)
+            return torch.bmm(x.expand(self._n_bags, -1, -1), self._blocks).transpose(0, 1).flatten(1)
         weights = x.expand(self._n_bags, -1).reshape(-1)  # (T·I,)
-        parts = F.embedding_bag(self._rows, self._parts, self._starts, mode="sum", per_sample_weights=weights)
+        # What `F.embedding_bag` calls, without its checks, which take as long as a small product: mode 0 is the sum.
+        parts = torch.embedding_bag(self._flat, self._rows, self._starts, False, 0, False, weights)[0]
         return parts.view(1, -1)  # (T, O/T) to (1, O)
 
 

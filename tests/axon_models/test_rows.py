@@ -143,3 +143,8 @@ def test_a_setting_that_is_not_known_is_not_prepared(monkeypatch: pytest.MonkeyP
     for novelty, expected in ((0, True), (3, False)):
         model.config = Later(**{**vars(model.config), "novelty": novelty})
         assert can_prepare(model) is expected
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch.float16 must be torch.float32 or torch.bfloat16"):
+        rows_for(small_decoder(), n_rows=1, length=8, chunk=8, dtype=torch.float16)
