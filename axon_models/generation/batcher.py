@@ -8,6 +8,7 @@ scores' scale, see `docs/generation.md`).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,14 +21,16 @@ from axon_models.generation.rows import rows_for
 from axon_models.generation.sampling import Sampling, refuse_what_is_not_finite, uniforms
 from axon_models.generation.text import Decode, TextStream
 
+_MANY_ROWS, _BLOCK = 8, 64  # rows, tokens of the vocabulary
+
 
 class Batcher:
     """Answers requests with at most `max_rows` of them in work at once; see the file's docstring.
 
     length: positions of a row, prompt and answer (default: the model's `max_positions`). chunk: tokens of one pre-fill
     pass. decode: turns tokens into text, for stop strings and for `Piece.text`. stream: called with every token as it
-    is chosen. growing, prepare, dtype: as in `rows.rows_for`. name: what an error calls the model. After an error, also one
-    of `stream`, nothing is waiting or in work any more.
+    is chosen. growing, prepare, dtype: as in `rows.rows_for`. name: what an error calls the model. After an error,
+    also one of `stream`, nothing is waiting or in work any more.
     """
 
     def __init__(
@@ -103,12 +106,13 @@ class Batcher:
         self._admit()
         if not self._going:
             return {}
-        log_totals = self._logits.logsumexp(-1)  # (B,)
-        refuse_what_is_not_finite(log_totals, self._name)
         tokens = self._choose()
-        logprobs = self._logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - log_totals  # (B,)
+        found = self._logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)  # (B,)
+        logprobs = found.tolist()
+        if not all(map(math.isfinite, logprobs)):
+            refuse_what_is_not_finite(found, self._name)
         ended, staying = {}, []
-        for place, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
+        for place, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs, strict=True)):
             row = self._going[place]
             reason, text = row.take(token, logprob, self._eos_id)
             if self._stream is not None:
@@ -131,7 +135,14 @@ class Batcher:
             self._going += new
 
     def _choose(self) -> Tensor:
-        """The next token of each row, (B,): rows of one setting together."""
+        """The next token of each row, (B,): rows of one setting together.
+
+        Raises `ScoresError` where a row's scores are not finite and it draws; a greedy row's token then has a
+        log-probability that is not a number.
+        """
+        if all(row.is_greedy for row in self._going):
+            return _likeliest(self._logits)
+        refuse_what_is_not_finite(self._logits.logsumexp(-1), self._name)
         settings: dict[Sampling, list[int]] = {}
         for place, row in enumerate(self._going):
             settings.setdefault(row.request.sampling, []).append(place)
@@ -169,8 +180,9 @@ class _Row:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._written: list[str] = []
-        greedy = request.sampling.temperature == 0
-        self._draws = [] if greedy else uniforms(request.seed, request.row, request.max_new_tokens)
+        draws = request.sampling.temperature > 0
+        self.is_greedy = not draws and not request.sampling.penalizes
+        self._draws = [] if not draws else uniforms(request.seed, request.row, request.max_new_tokens)
         self.seen: Tensor | None = None  # (V,) bool, if the setting penalizes
         if request.sampling.penalizes:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool)
@@ -222,6 +234,17 @@ def answer(
         batcher.submit(request)
     answers = dict(batcher.run())
     return [answers[number] for number in range(len(requests))]
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """`logits.argmax(-1)`, (B,), the first of equals; of many rows by blocks, whose maxima are found faster."""
+    n_rows, vocab_size = logits.shape
+    if n_rows < _MANY_ROWS or vocab_size % _BLOCK:
+        return logits.argmax(-1)
+    blocks = logits.view(n_rows, -1, _BLOCK)
+    block = blocks.amax(-1).argmax(-1)  # (B,)
+    place = blocks[torch.arange(n_rows, device=logits.device), block].argmax(-1)  # (B,)
+    return block * _BLOCK + place
 
 
 def _check(length: int, max_positions: int, max_rows: int, chunk: int) -> None:
