@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUFFER_BYTES = 256 * 2**20
 PAD = 1
 
+Work = tuple[list[list[int]], list[int]]  # prompts, new tokens of each
 Write = Callable[[list[list[int]], list[int]], list[list[int]]]  # prompts, new tokens of each → answers
 
 
@@ -59,10 +61,15 @@ def prompts_of(n: int, seed: int) -> list[list[int]]:
     return [torch.randint(6, SIZES["vocab_size"], (length,), generator=generator).tolist() for length in shuffled]
 
 
-def answer_lengths_of(n: int, seed: int) -> list[int]:
-    """n numbers of tokens from SHORTEST_ANSWER to LONGEST_ANSWER, evenly spread and shuffled."""
+def equal_answers(n: int, n_new: int, seed: int) -> Work:
+    return prompts_of(n, seed), [n_new] * n
+
+
+def mixed_answers(n: int, seed: int) -> Work:
+    """n prompts, and answers of SHORTEST_ANSWER to LONGEST_ANSWER tokens, evenly spread and shuffled."""
     lengths = torch.linspace(SHORTEST_ANSWER, LONGEST_ANSWER, n).round().int()
-    return lengths[torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1_000))].tolist()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1_000))
+    return prompts_of(n, seed), lengths[order].tolist()
 
 
 def ours(directory: Path, n_rows: int, dtype: torch.dtype) -> Write:
@@ -125,7 +132,6 @@ def kinds_of(directory: Path, n_rows: int) -> dict[str, Write]:
 
 SIDES = {"axon": ours, "transformers": theirs}
 REFERENCE = "transformers float32"
-Work = tuple[list[list[int]], list[int]]  # prompts, new tokens of each
 Speeds = dict[str, list[float]]  # kind → tokens/s of every round
 
 
@@ -165,18 +171,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(module, folder)
         for n_rows in asked.batches:
-            speeds, same = compare(
-                Path(folder), n_rows, asked.rounds, lambda seed, n=n_rows: (prompts_of(n, seed), [asked.new_tokens] * n)
-            )
+            speeds, same = compare(Path(folder), n_rows, asked.rounds, partial(equal_answers, n_rows, asked.new_tokens))
             found[f"{n_rows} rows"] = speeds
             report(f"{n_rows} rows, {asked.new_tokens} new tokens each", speeds, same)
         if asked.requests:
-            speeds, same = compare(
-                Path(folder),
-                QUEUE_ROWS,
-                asked.rounds,
-                lambda seed: (prompts_of(asked.requests, seed), answer_lengths_of(asked.requests, seed)),
-            )
+            speeds, same = compare(Path(folder), QUEUE_ROWS, asked.rounds, partial(mixed_answers, asked.requests))
             found[f"queue of {asked.requests}"] = speeds
             spread = f"{SHORTEST_ANSWER} to {LONGEST_ANSWER}"
             report(f"A queue of {asked.requests} requests of {spread} new tokens, {QUEUE_ROWS} rows", speeds, same)
