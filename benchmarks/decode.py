@@ -1,14 +1,21 @@
 """Decoding against transformers' `generate`: the same weights, greedy, prompts of mixed lengths, batch 1, 8 and 64.
 
-Run: `.venv/bin/python -m benchmarks.decode [--rounds 5] [--new-tokens 128] [--batches 1,8,64] [--threads N]`.
+Run: `.venv/bin/python -m benchmarks.decode [--rounds 5] [--new-tokens 128] [--batches 1,8,64] [--requests 256]
+[--threads N]`.
 
 A decoder of 5.5 M parameters (x_llama: d_model 256, 6 layers, 4,096 tokens) with random weights goes to transformers
-through a Hugging Face directory. Both are loaded once, write the same number of tokens behind the same prompts, and
-take turns; a time is that of a whole call, pre-fill included. There is no end token, so all rows are written to the
-end.
+through a Hugging Face directory. All kinds, each side in float32 and in bfloat16, are loaded once, write the same
+number of tokens behind the same prompts, and take turns; a time is that of a whole call, pre-fill included. There is
+no end token, so all rows are written to the end. A ratio is Axon's best kind to transformers' best kind, or of both in
+one precision. Random weights give close scores, so that answers in bfloat16 soon differ; those of float32 should not.
 
-The limit of one row is that of reading every weight once for each token: the bytes of the weights over the bandwidth
-of copying, read and written bytes counted, of a buffer far larger than the caches. Prints markdown.
+Then a queue of `--requests` requests, prompts and answers of mixed lengths, through 64 rows: Axon lets a request in as
+soon as a row is free, transformers takes 64 at a time in the order in which they come, and runs to the longest answer
+of them. Only the tokens that were asked for count. This says what continuous batching is worth, and is no comparison
+of equal work.
+
+The limit of one row is that of reading every weight once for each token: the bytes of the weights in that precision
+over the bandwidth of copying, read and written bytes counted, of a buffer far larger than the caches. Prints markdown.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +43,14 @@ SIZES: dict[str, Any] = {
     "max_positions": 512,
 }  # fmt: skip
 SHORTEST, LONGEST = 8, 96  # tokens of a prompt
+SHORTEST_ANSWER, LONGEST_ANSWER = 16, 256
+QUEUE_ROWS = 64
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUFFER_BYTES = 256 * 2**20
 PAD = 1
 
-Write = Callable[[list[list[int]], int], list[list[int]]]  # prompts, new tokens → answers
+Work = tuple[list[list[int]], list[int]]  # prompts, new tokens of each
+Write = Callable[[list[list[int]], list[int]], list[list[int]]]  # prompts, new tokens of each → answers
 
 
 def prompts_of(n: int, seed: int) -> list[list[int]]:
@@ -49,32 +61,50 @@ def prompts_of(n: int, seed: int) -> list[list[int]]:
     return [torch.randint(6, SIZES["vocab_size"], (length,), generator=generator).tolist() for length in shuffled]
 
 
-def ours(directory: Path, n_rows: int) -> Write:
-    batcher = Batcher(load(directory), max_rows=n_rows)
+def equal_answers(n: int, n_new: int, seed: int) -> Work:
+    return prompts_of(n, seed), [n_new] * n
 
-    def write(prompts: list[list[int]], n_new: int) -> list[list[int]]:
-        numbers = [batcher.submit(Request(prompt=prompt, max_new_tokens=n_new)) for prompt in prompts]
+
+def mixed_answers(n: int, seed: int) -> Work:
+    """n prompts, and answers of SHORTEST_ANSWER to LONGEST_ANSWER tokens, evenly spread and shuffled."""
+    lengths = torch.linspace(SHORTEST_ANSWER, LONGEST_ANSWER, n).round().int()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1_000))
+    return prompts_of(n, seed), lengths[order].tolist()
+
+
+def ours(directory: Path, n_rows: int, dtype: torch.dtype) -> Write:
+    batcher = Batcher(load(directory), max_rows=n_rows, dtype=dtype)
+
+    def write(prompts: list[list[int]], n_new: list[int]) -> list[list[int]]:
+        numbers = [
+            batcher.submit(Request(prompt=prompt, max_new_tokens=n)) for prompt, n in zip(prompts, n_new, strict=True)
+        ]
         answers = dict(batcher.run())
         return [list(answers[number].tokens) for number in numbers]
 
     return write
 
 
-def theirs(directory: Path) -> Write:
+def theirs(directory: Path, n_rows: int, dtype: torch.dtype) -> Write:
+    """Batches of `n_rows` in the order of the prompts, each to its longest answer."""
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(directory).eval()
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
     model.generation_config.eos_token_id = None
 
-    def write(prompts: list[list[int]], n_new: int) -> list[list[int]]:
+    def write_batch(prompts: list[list[int]], n_new: list[int]) -> list[list[int]]:
         width = max(map(len, prompts))
         tokens = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
             output = model.generate(
-                tokens, attention_mask=mask, do_sample=False, max_new_tokens=n_new, pad_token_id=PAD
+                tokens, attention_mask=mask, do_sample=False, max_new_tokens=max(n_new), pad_token_id=PAD
             )
-        return [row[width:] for row in output.tolist()]
+        return [row[width : width + n] for row, n in zip(output.tolist(), n_new, strict=True)]
+
+    def write(prompts: list[list[int]], n_new: list[int]) -> list[list[int]]:
+        starts = range(0, len(prompts), n_rows)
+        return [row for i in starts for row in write_batch(prompts[i : i + n_rows], n_new[i : i + n_rows])]
 
     return write
 
@@ -91,58 +121,96 @@ def bandwidth(n_rounds: int) -> float:
     return 2 * BUFFER_BYTES / min(seconds)
 
 
+def kinds_of(directory: Path, n_rows: int) -> dict[str, Write]:
+    """Each side in each precision."""
+    return {
+        f"{side} {name}": make(directory, n_rows, dtype)
+        for side, make in SIDES.items()
+        for name, dtype in PRECISIONS.items()
+    }
+
+
+SIDES = {"axon": ours, "transformers": theirs}
+REFERENCE = "transformers float32"
+Speeds = dict[str, list[float]]  # kind → tokens/s of every round
+
+
+def compare(
+    directory: Path, n_rows: int, n_rounds: int, work: Callable[[int], Work]
+) -> tuple[Speeds, dict[str, float]]:
+    """(tokens/s of every round of each kind, share of each kind's answers that are transformers' in float32)."""
+    kinds = kinds_of(directory, n_rows)
+    speeds: Speeds = {kind: [] for kind in kinds}
+    n_same, n_answers = dict.fromkeys(kinds, 0), 0
+    for number in range(n_rounds + 1):
+        prompts, n_new = work(number)
+        answers = {}
+        for kind, write in kinds.items():
+            started = time.perf_counter()
+            answers[kind] = write(prompts, n_new)
+            if number:  # the first round warms up
+                speeds[kind].append(sum(n_new) / (time.perf_counter() - started))
+        n_answers += len(prompts)
+        for kind, found in answers.items():
+            n_same[kind] += sum(a == b for a, b in zip(found, answers[REFERENCE], strict=True))
+    return speeds, {kind: n / n_answers for kind, n in n_same.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--batches", default="1,8,64", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--requests", type=int, default=256, help="of the queue; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     module = Decoder(config_of("x_llama", **SIZES))
     module.init_weights(torch.Generator().manual_seed(0))
-    speeds: dict[int, dict[str, list[float]]] = {}
-    equal: dict[int, float] = {}
+    found: dict[str, Speeds] = {}
     with tempfile.TemporaryDirectory() as folder:
         save(module, folder)
         for n_rows in asked.batches:
-            speeds[n_rows], equal[n_rows] = compare(Path(folder), n_rows, asked.new_tokens, asked.rounds)
-    report(speeds, equal, module.config.n_parameters * 4, bandwidth(asked.rounds), asked.threads)
+            speeds, same = compare(Path(folder), n_rows, asked.rounds, partial(equal_answers, n_rows, asked.new_tokens))
+            found[f"{n_rows} rows"] = speeds
+            report(f"{n_rows} rows, {asked.new_tokens} new tokens each", speeds, same)
+        if asked.requests:
+            speeds, same = compare(Path(folder), QUEUE_ROWS, asked.rounds, partial(mixed_answers, asked.requests))
+            found[f"queue of {asked.requests}"] = speeds
+            spread = f"{SHORTEST_ANSWER} to {LONGEST_ANSWER}"
+            report(f"A queue of {asked.requests} requests of {spread} new tokens, {QUEUE_ROWS} rows", speeds, same)
+    per_second = bandwidth(asked.rounds)
+    report_limit(found.get("1 rows"), module.config.n_parameters, per_second, asked.threads)
+    figures = {"tokens_per_s": found, "bytes_per_s": per_second, "n_parameters": module.config.n_parameters}
+    print(json.dumps({**figures, "threads": asked.threads}))
 
 
-def compare(directory: Path, n_rows: int, n_new: int, n_rounds: int) -> tuple[dict[str, list[float]], float]:
-    """(tokens/s of every round of each kind, share of the answers that are the same token for token)."""
-    kinds = {"axon": ours(directory, n_rows), "transformers": theirs(directory)}
-    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    n_same = 0
-    for number in range(n_rounds + 1):
-        answers = {}
-        for kind, write in kinds.items():
-            prompts = prompts_of(n_rows, number)
-            started = time.perf_counter()
-            answers[kind] = write(prompts, n_new)
-            if number:  # the first round warms up
-                speeds[kind].append(n_rows * n_new / (time.perf_counter() - started))
-        n_same += sum(a == b for a, b in zip(answers["axon"], answers["transformers"], strict=True))
-    return speeds, n_same / (n_rows * (n_rounds + 1))
+def report(title: str, speeds: Speeds, same: dict[str, float]) -> None:
+    print(f"**{title}**\n")
+    print("| kind | tokens/s (median) | range | answers that are those of transformers in float32 |")
+    print("| --- | --- | --- | --- |")
+    medians = {kind: statistics.median(each) for kind, each in speeds.items()}
+    for kind, each in speeds.items():
+        print(f"| {kind} | {medians[kind]:,.0f} | {min(each):,.0f} to {max(each):,.0f} | {same[kind]:.0%} |")
+    best = {side: max((k for k in speeds if k.startswith(side)), key=medians.__getitem__) for side in SIDES}
+    pairs = [(best["axon"], best["transformers"]), *((f"axon {p}", f"transformers {p}") for p in PRECISIONS)]
+    print()
+    for number, (a, b) in enumerate(pairs):
+        ratio = statistics.median(x / y for x, y in zip(speeds[a], speeds[b], strict=True))
+        print(f"- {'best to best: ' if number == 0 else ''}{a} is {ratio:.1f} times {b}")
+    print(flush=True)
 
 
-def report(
-    speeds: dict[int, dict[str, list[float]]], equal: dict[int, float], n_bytes: int, per_second: float, threads: int
-) -> None:
-    print("| rows | axon, tokens/s (median) | range | transformers | range | ratio | same answers |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for n_rows, found in speeds.items():
-        cells = [f"{statistics.median(s):,.0f} | {min(s):,.0f} to {max(s):,.0f}" for s in found.values()]
-        ratios = [a / b for a, b in zip(found["axon"], found["transformers"], strict=True)]
-        print(f"| {n_rows} | {' | '.join(cells)} | {statistics.median(ratios):.1f} | {equal[n_rows]:.0%} |")
-    limit = per_second / n_bytes
-    print(f"\n{threads} threads. Copying moves {per_second / 1e9:.1f} GB/s, weights are {n_bytes / 1e6:.1f} MB, so one")
-    print(f"row can have at most {limit:,.0f} tokens/s if the weights come from memory for each of them.")
-    if 1 in speeds:
-        print(f"axon is a factor of {limit / statistics.median(speeds[1]['axon']):.2f} from that limit,", end=" ")
-        print(f"transformers {limit / statistics.median(speeds[1]['transformers']):.2f}.")
-    print(json.dumps({"tokens_per_s": speeds, "bytes_per_s": per_second, "weight_bytes": n_bytes, "threads": threads}))
+def report_limit(speeds: Speeds | None, n_parameters: int, per_second: float, threads: int) -> None:
+    print(f"{threads} threads. Copying moves {per_second / 1e9:.1f} GB/s.")
+    for name, dtype in PRECISIONS.items():
+        n_bytes = n_parameters * dtype.itemsize
+        limit = per_second / n_bytes
+        print(f"Weights in {name} are {n_bytes / 1e6:.1f} MB: one row can have at most {limit:,.0f} tokens/s if they")
+        print("come from memory for each token.", end=" " if speeds else "\n")
+        if speeds:
+            factors = [f"{side} {limit / statistics.median(speeds[f'{side} {name}']):.2f}" for side in SIDES]
+            print(f"Factors from that limit: {', '.join(factors)}.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from axon_models.generation.answers import Answer
 
 STAGES = ("pretrain", "sft", "sft_continued", "ppo", "dpo")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def directory_of(checkout: Checkout, model: str) -> Path:
@@ -72,7 +73,10 @@ def _load(directory: Path) -> tuple[Any, Any, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a model speaks; a value out of range is a `UserError`. `beams` more than 1 searches instead of drawing."""
+    """How a model speaks; a value out of range is a `UserError`. `beams` more than 1 searches instead of drawing.
+
+    precision: what the weights are rounded to, see `docs/generation.md`.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -83,8 +87,11 @@ class Settings:
     stop: tuple[str, ...] = ()
     seed: int = 0
     beams: int = 1
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision {self.precision!r} must be one of: {', '.join(PRECISIONS)}.")
         if "" in self.stop:
             raise UserError("--stop must not be empty; give the text before which an answer ends.")
         if self.beams < 1:
@@ -114,9 +121,11 @@ class Settings:
 
 
 class Speaker:
-    """A loaded model with its tokenizer."""
+    """A loaded model with its tokenizer; precision as in `Settings`."""
 
-    def __init__(self, checkout: Checkout, model: str) -> None:
+    def __init__(self, checkout: Checkout, model: str, precision: str = "float32") -> None:
+        import torch
+
         from axon_models.generation.batcher import Batcher
         from tasks.tokenizers import chat
 
@@ -124,6 +133,7 @@ class Speaker:
         self._place = f"models/{model}" if model in STAGES else f"the {model}"
         self._tokenizer, self._vocabulary, self._module = _load(directory_of(checkout, model))
         self._eos_id = chat.END
+        self._dtype = torch.bfloat16 if precision == "bfloat16" else None  # None: as the checkpoint says
         self._emit: Callable[[str], None] = _print
         self._batcher = Batcher(
             self._module,
@@ -131,6 +141,7 @@ class Speaker:
             max_rows=1,
             vocabulary=self._vocabulary,
             stream=lambda piece: self._emit(piece.text) if piece.text else None,
+            dtype=self._dtype,
             name=self._place,
         )
 
@@ -175,6 +186,7 @@ class Speaker:
             settings=BeamSettings(beams=settings.beams),
             eos_id=self._eos_id,
             vocabulary=self._vocabulary,
+            dtype=self._dtype,
             name=self._place,
         )[0]
         emit(best.text or "")
@@ -198,7 +210,7 @@ def _print(text: str) -> None:
 
 def generate(checkout: Checkout, model: str, prompt: str, settings: Settings, *, raw: bool) -> None:
     """Answer one prompt, or continue it with `raw`."""
-    speaker = Speaker(checkout, model)
+    speaker = Speaker(checkout, model, settings.precision)
     tokens = speaker.text(prompt) if raw else speaker.conversation([{"role": "user", "content": prompt}])
     if raw:
         _print(prompt)
@@ -208,7 +220,7 @@ def generate(checkout: Checkout, model: str, prompt: str, settings: Settings, *,
 
 def chat(checkout: Checkout, model: str, settings: Settings) -> None:
     """Read a line, answer it, until an empty line, Ctrl-D or Ctrl-C. Each question stands by itself."""
-    speaker = Speaker(checkout, model)
+    speaker = Speaker(checkout, model, settings.precision)
     print(f"{speaker.name}. Ask for example: 37 + 48 = ?   (an empty line or Ctrl-D ends)")
     while True:
         try:

@@ -8,6 +8,7 @@ scores' scale, see `docs/generation.md`).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,14 +22,16 @@ from axon_models.generation.text import TextStream
 from axon_models.generation.vocabulary import Vocabulary
 from axon_models.layers.language_model import LanguageModel
 
+_MANY_ROWS, _BLOCK = 8, 64  # rows, tokens of the vocabulary
+
 
 class Batcher:
     """Answers requests with at most `max_rows` of them in work at once; see the file's docstring.
 
     length: positions of a row, prompt and answer (default: the model's `max_positions`). chunk: tokens of one pre-fill
     pass. vocabulary: the bytes of tokens, for stop strings and for `Piece.text`. stream: called with every token as it
-    is chosen. growing, prepare: as in `rows.rows_for`. name: what an error calls the model. After an error, also one
-    of `stream`, nothing is waiting or in work any more.
+    is chosen. growing, prepare, dtype: as in `rows.rows_for`. name: what an error calls the model. After an
+    error, also one of `stream`, nothing is waiting or in work any more.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Batcher:
         stream: Callable[[Piece], None] | None = None,
         growing: bool = True,
         prepare: bool = True,
+        dtype: torch.dtype | None = None,
         name: str = "the model",
     ) -> None:
         self._config, self._eos_id, self._name = module.config, eos_id, name
@@ -52,7 +56,13 @@ class Batcher:
         _check(self._length, module.config.max_positions, max_rows, chunk)
         with torch.inference_mode():
             self._rows = rows_for(
-                module, n_rows=max_rows, length=self._length, chunk=chunk, growing=growing, prepare=prepare
+                module,
+                n_rows=max_rows,
+                length=self._length,
+                chunk=chunk,
+                growing=growing,
+                prepare=prepare,
+                dtype=dtype,
             )
         self._waiting: deque[_Row] = deque()
         self._going: list[_Row] = []
@@ -97,12 +107,13 @@ class Batcher:
         self._admit()
         if not self._going:
             return {}
-        log_totals = self._logits.logsumexp(-1)  # (B,)
-        refuse_what_is_not_finite(log_totals, self._name)
         tokens = self._choose()
-        logprobs = self._logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - log_totals  # (B,)
+        found = self._logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)  # (B,)
+        logprobs = found.tolist()
+        if not all(map(math.isfinite, logprobs)):
+            refuse_what_is_not_finite(found, self._name)
         ended, staying = {}, []
-        for place, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
+        for place, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs, strict=True)):
             row = self._going[place]
             reason, text = row.take(token, logprob, self._eos_id)
             if self._stream is not None:
@@ -125,7 +136,14 @@ class Batcher:
             self._going += new
 
     def _choose(self) -> Tensor:
-        """The next token of each row, (B,): rows of one setting together."""
+        """The next token of each row, (B,): rows of one setting together.
+
+        Raises `ScoresError` where a row's scores are not finite and it draws; a greedy row's token then has a
+        log-probability that is not a number.
+        """
+        if all(row.is_greedy for row in self._going):
+            return _likeliest(self._logits)
+        refuse_what_is_not_finite(self._logits.logsumexp(-1), self._name)
         settings: dict[Sampling, list[int]] = {}
         for place, row in enumerate(self._going):
             settings.setdefault(row.request.sampling, []).append(place)
@@ -163,8 +181,9 @@ class _Row:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._written: list[str] = []
-        greedy = request.sampling.temperature == 0
-        self._draws = [] if greedy else uniforms(request.seed, request.row, request.max_new_tokens)
+        draws = request.sampling.temperature > 0
+        self.is_greedy = not draws and not request.sampling.penalizes
+        self._draws = [] if not draws else uniforms(request.seed, request.row, request.max_new_tokens)
         self.seen: Tensor | None = None  # (V,) bool, if the setting penalizes
         if request.sampling.penalizes:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool)
@@ -206,15 +225,29 @@ def answer(
     max_rows: int = 64,
     vocabulary: Vocabulary | None = None,
     stream: Callable[[Piece], None] | None = None,
+    dtype: torch.dtype | None = None,
     name: str = "the model",
 ) -> list[Answer]:
     """The answers to `requests`, in their order; arguments as in `Batcher`, which takes requests at any time."""
     n_rows = max(1, min(max_rows, len(requests)))
-    batcher = Batcher(module, eos_id=eos_id, max_rows=n_rows, vocabulary=vocabulary, stream=stream, name=name)
+    batcher = Batcher(
+        module, eos_id=eos_id, max_rows=n_rows, vocabulary=vocabulary, stream=stream, dtype=dtype, name=name
+    )
     for request in requests:
         batcher.submit(request)
     answers = dict(batcher.run())
     return [answers[number] for number in range(len(requests))]
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """`logits.argmax(-1)`, (B,), the first of equals; of many rows by blocks, whose maxima are found faster."""
+    n_rows, vocab_size = logits.shape
+    if n_rows < _MANY_ROWS or vocab_size % _BLOCK:
+        return logits.argmax(-1)
+    blocks = logits.view(n_rows, -1, _BLOCK)
+    block = blocks.amax(-1).argmax(-1)  # (B,)
+    place = blocks[torch.arange(n_rows, device=logits.device), block].argmax(-1)  # (B,)
+    return block * _BLOCK + place
 
 
 def _check(length: int, max_positions: int, max_rows: int, chunk: int) -> None:

@@ -65,9 +65,10 @@ def beam_search(
     vocabulary: Vocabulary | None = None,
     chunk: int = 512,
     prepare: bool = True,
+    dtype: torch.dtype | None = None,
     name: str = "the model",
 ) -> list[Answer]:
-    """At most `settings.beams` answers to `prompt`, best first.
+    """At most `settings.beams` answers to `prompt`, best first; chunk, prepare and dtype as in `rows.rows_for`.
 
     Raises `ValueError` for a prompt that is empty, too long or outside the vocabulary, and `ScoresError`, which names
     the model by `name`, where its scores are not finite.
@@ -78,7 +79,7 @@ def beam_search(
     if wrong:
         raise ValueError("cannot search:\n" + "\n".join(f"  - {mistake}" for mistake in wrong))
     length = len(prompt) + max_new_tokens
-    rows = rows_for(module, n_rows=settings.beams, length=length, chunk=chunk, prepare=prepare)
+    rows = rows_for(module, n_rows=settings.beams, length=length, chunk=chunk, prepare=prepare, dtype=dtype)
     logits = rows.add([prompt])
     going, finished = [_Beam((), (), 0.0)], list[_Beam]()
     for n_written in range(1, max_new_tokens + 1):

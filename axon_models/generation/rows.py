@@ -7,6 +7,7 @@ of decoder with everything prepared for single tokens; `rows_for` chooses, once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axon_models.generation.caches import GrowingKVCache, move_rows, new_cache, rows_of
-from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.generation.prepared import can_prepare
+from axon_models.generation.prepared_rows import PreparedRows
+from axon_models.generation.products import DTYPES
 from axon_models.layers.language_model import LanguageModel
 
 
@@ -36,15 +39,28 @@ class Rows(Protocol):
 
 
 def rows_for(
-    module: LanguageModel, *, n_rows: int, length: int, chunk: int, growing: bool = True, prepare: bool = True
+    module: LanguageModel,
+    *,
+    n_rows: int,
+    length: int,
+    chunk: int,
+    growing: bool = True,
+    prepare: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Rows:
     """Rows of a decoder: at most `n_rows` of up to `length` tokens, pre-filled at most `chunk` tokens at a time.
 
     `growing` buffers take memory for what is written, others for `length` from the start. `prepare`: bring the
-    weights into the layout of `prepared.py` where that knows the decoder; they must not change afterwards.
+    weights into the layout of `prepared.py` where that knows the decoder; they must not change afterwards. dtype:
+    that weights are rounded to, float32 or bfloat16 (default: their own); where `prepared.py` does not know the
+    decoder, a rounded copy of it is made. Raises `ValueError` for another type.
     """
+    own = module.embedding.weight.dtype
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype={dtype} must be torch.float32 or torch.bfloat16, or None for that of the weights")
     if prepare and can_prepare(module):
-        return PreparedRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing)
+        return PreparedRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing, dtype=dtype or own)
+    module = module if dtype in (None, own) else copy.deepcopy(module).to(dtype)
     return ModuleRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing)
 
 

@@ -11,7 +11,7 @@ import torch
 from axon_models import answer, generate
 from axon_models.errors import ScoresError
 from axon_models.generation.answers import Answer, Piece, Request
-from axon_models.generation.batcher import Batcher
+from axon_models.generation.batcher import Batcher, _likeliest
 from axon_models.generation.sampling import Sampling
 from axon_models.generation.text import TextStream
 from axon_models.generation.vocabulary import Vocabulary
@@ -181,13 +181,23 @@ def test_an_error_leaves_nothing_in_work() -> None:
     assert_same(dict(batcher.run())[number], answer(model, [asked[4]], eos_id=EOS)[0])
 
 
+@pytest.mark.parametrize("vocab_size", [64, 640, 67])
+@pytest.mark.parametrize("n_rows", [1, 8, 20])
+def test_the_likeliest_token_is_the_first_of_equals(vocab_size: int, n_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        logits = torch.randint(0, 9, (n_rows, vocab_size), generator=generator).float()  # many equals
+        assert _likeliest(logits).tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
+@pytest.mark.parametrize("n_requests", [1, 3], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_refused_with_the_models_name(value: float) -> None:
+def test_scores_that_are_not_finite_are_refused_with_the_models_name(value: float, n_requests: int) -> None:
     model = small_decoder()
     with torch.no_grad():
         model.blocks[0].attention.output.weight[3, 5] = value
     with pytest.raises(ScoresError, match="champion gives scores that are not finite"):
-        answer(model, requests(3), name="champion")
+        answer(model, requests(n_requests), name="champion")
 
 
 @pytest.mark.parametrize(

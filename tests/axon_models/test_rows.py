@@ -14,7 +14,8 @@ from axon_models.decoder import config as configs
 from axon_models.decoder.model import Decoder
 from axon_models.generation import prepared
 from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
-from axon_models.generation.prepared import PreparedRows, can_prepare
+from axon_models.generation.prepared import can_prepare
+from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.rows import ModuleRows, Rows, rows_for
 from tests.axon_models.small import small_decoder, some_tokens
 
@@ -142,3 +143,8 @@ def test_a_setting_that_is_not_known_is_not_prepared(monkeypatch: pytest.MonkeyP
     for novelty, expected in ((0, True), (3, False)):
         model.config = Later(**{**vars(model.config), "novelty": novelty})
         assert can_prepare(model) is expected
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch.float16 must be torch.float32 or torch.bfloat16"):
+        rows_for(small_decoder(), n_rows=1, length=8, chunk=8, dtype=torch.float16)

@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "generate x --model=sft --max-new-tokens=2 --repetition-penalty": [],
     "generate x --model=sft --max-new-tokens=2 --stop": [],
     "generate x --model=sft --max-new-tokens=2 --beams": [],
+    "generate x --model=sft --max-new-tokens=2 --precision": [],
     "history --format": [],
     "lineage": [],
     "lineage diff run": [],

@@ -11,7 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from axon_models import Vocabulary, beam_search, checkpoint, generate
+from axon_models import Request, Vocabulary, answer, beam_search, checkpoint, generate
+from axon_models.generation.beams import BeamSettings
 from axon_models.layers.language_model import LanguageModel
 from flows import cli, talk_commands, talking
 from flows.talking import Settings
@@ -76,6 +77,23 @@ def test_what_is_printed_is_what_the_engine_of_training_writes(
     (expected,) = generate(module, [prompt], eos_id=chat.END, **settings)
     talking.generate(checkout, "sft", "Some", Settings(**settings), raw=True)
     assert capsys.readouterr().out == "Some" + safe(text_of(expected)) + "\n"
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_weights_are_rounded_where_it_is_asked_for(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], beams: int
+) -> None:
+    module = checkpoint.load(checkout.root / "models" / "sft")
+    arguments: dict[str, Any] = {"eos_id": chat.END, "dtype": torch.bfloat16}
+    if beams == 1:
+        (found,) = answer(module, [Request(prompt=asked("1+1="), max_new_tokens=30)], max_rows=1, **arguments)
+    else:
+        found = beam_search(module, asked("1+1="), max_new_tokens=30, settings=BeamSettings(beams=beams), **arguments)[
+            0
+        ]
+    settings = Settings(max_new_tokens=30, beams=beams, precision="bfloat16")
+    talking.generate(checkout, "sft", "1+1=", settings, raw=False)
+    assert capsys.readouterr().out == safe(text_of(found.tokens)) + "\n"
 
 
 def test_text_comes_in_pieces_that_make_up_the_answer(checkout: Checkout) -> None:
@@ -163,6 +181,7 @@ def test_a_prompt_longer_than_the_context_is_refused(checkout: Checkout) -> None
         ({"temperature": float("nan")}, "temperature=nan must be 0"),
         ({"top_p": float("nan")}, "top_p=nan must be in"),
         ({"min_p": 2.0}, "min_p=2.0 must be in"),
+        ({"precision": "half"}, "--precision 'half' must be one of: float32, bfloat16"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be a positive number"),
         ({"stop": ("a", "")}, "--stop must not be empty"),
@@ -182,9 +201,9 @@ def test_the_command_line_hands_everything_over(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(talking, "generate", lambda *arguments, **named: told.append((*arguments, named)))
     monkeypatch.setattr(talking, "chat", lambda *arguments: told.append(arguments))
     draws = ["--top-k=5", "--top-p=0.9", "--min-p=0.1", "--repetition-penalty=1.2", "--stop=a", "--stop=b", "--seed=7"]
-    draws += ["--temperature=0.5", "--max-new-tokens=9", "--model=dpo"]
+    draws += ["--temperature=0.5", "--max-new-tokens=9", "--model=dpo", "--precision=bfloat16"]
     values: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "stop": ("a", "b")}
-    expected = Settings(**values, seed=7, temperature=0.5, max_new_tokens=9)
+    expected = Settings(**values, seed=7, temperature=0.5, max_new_tokens=9, precision="bfloat16")
     run = CliRunner().invoke
     assert run(cli.app, ["generate", "x", "--raw", *draws]).exit_code == 0
     assert run(cli.app, ["chat", *draws]).exit_code == 0
@@ -208,6 +227,7 @@ def test_the_command_line_hands_everything_over(monkeypatch: pytest.MonkeyPatch,
         ("--max-new-tokens=0", "greater than or equal to 1"),
         ("--beams=0", "greater than or equal to 1"),
         ("--top-k=many", "valid integer"),
+        ("--precision=int4", "'float32', 'bfloat16'"),
     ],
 )
 def test_bad_values_are_refused_with_what_is_allowed(argument: str, allowed: str) -> None:

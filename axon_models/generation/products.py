@@ -1,0 +1,122 @@
+"""Products of a few rows with weights that stay, each weight laid out once in the order that its product reads fastest.
+
+What is fastest depends on how many rows there will be and on the type. For the weights of a 5.5 M decoder that came
+from memory, on one thread of an AMD Zen 4:
+  one row, float32: `torch.mm` on input × output, or output × input where inputs are more. Memory sets the pace.
+  one row, bfloat16: `embedding_bag`, which sums weighted rows of a matrix: 0.8 ms, packed 1.4, `torch.mm` 2.4. Both
+    look up or convert more than they multiply.
+  more rows: oneDNN's packed weights (what `torch.compile` freezes a linear layer into). 64 rows: float32 9 ms against
+    11 by `torch.mm`, bfloat16 4.8 against 6. Where this build of torch has none, `torch.mm`.
+"""
+# N rows, I inputs, O outputs, T blocks of columns
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16)
+_BLOCK = 256  # columns
+
+
+class Product(Protocol):
+    """x (N, I) · weight to (N, O), x and weight of one type; nothing is differentiated."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """The product, of x's type."""
+        ...
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """Write the product to `out`, float32."""
+        ...
+
+    def onto(self, x: Tensor, total: Tensor) -> None:
+        """Add the product to `total`, float32."""
+        ...
+
+
+def layout(dtype: torch.dtype, n_rows: int) -> Callable[[Tensor], Product]:
+    """What turns a weight (O, I) into its product, for steps of up to `n_rows` rows."""
+    if dtype == torch.float32 and (n_rows == 1 or not _packs(dtype)):
+        return Plain
+    if n_rows == 1:
+        return OneRow
+    return Packed if _packs(dtype) else Rounded
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Plain:
+    """`torch.mm` in float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        outputs, inputs = weight.shape
+        self._weight = weight.clone().t() if inputs > outputs else weight.t().contiguous()  # (I, O)
+
+    def of(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self._weight)
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        torch.mm(x, self._weight, out=out)
+
+    def onto(self, x: Tensor, total: Tensor) -> None:
+        total.addmm_(x, self._weight)
+
+
+class Rounded:
+    """`torch.mm` in a shorter type."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.t().contiguous()  # (I, O)
+
+    def of(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self._weight)
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        out.copy_(self.of(x))
+
+    def onto(self, x: Tensor, total: Tensor) -> None:
+        total.add_(self.of(x))
+
+
+class OneRow(Rounded):
+    """One row by `embedding_bag`, several rows (a prompt) by `torch.bmm`.
+
+    The columns stand in blocks, each the rows of one bag, one behind the other in memory: read in columns of the whole
+    matrix it would take twice as long, and bags are what threads share.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        outputs, inputs = weight.shape
+        n_bags = next(n for n in range(max(1, outputs // _BLOCK), 0, -1) if outputs % n == 0)
+        self._blocks = weight.t().unflatten(1, (n_bags, -1)).transpose(0, 1).contiguous()  # (T, I, O/T)
+        self._flat = self._blocks.flatten(0, 1)  # (T·I, O/T)
+        self._rows = torch.arange(n_bags * inputs, dtype=torch.int32)
+        self._starts = self._rows[::inputs].contiguous()  # (T,)
+        self._n_bags = n_bags
+
+    def of(self, x: Tensor) -> Tensor:
+        if x.shape[0] != 1:
+            return torch.bmm(x.expand(self._n_bags, -1, -1), self._blocks).transpose(0, 1).flatten(1)
+        weights = x.expand(self._n_bags, -1).reshape(-1)  # (T·I,)
+        # What `F.embedding_bag` calls, without its checks, which take as long as a small product: mode 0 is the sum.
+        parts = torch.embedding_bag(self._flat, self._rows, self._starts, False, 0, False, weights)[0]
+        return parts.view(1, -1)  # (T, O/T) to (1, O)
+
+
+class Packed(Rounded):
+    """oneDNN's product of packed weights, in either type."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def of(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        return product
