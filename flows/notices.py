@@ -115,8 +115,9 @@ def _automation(kind: str, block: UUID) -> Any:
         trigger=EventTrigger(expect={EVENTS[kind]}, match={"prefect.resource.id": _RESOURCE}, threshold=1),
         actions=[SendNotification(block_document_id=block, subject=title, body=text)],
     )
-    # Every field given: the client sends no others when it updates one, and the server refuses a trigger without all.
-    return AutomationCore.model_validate(automation.model_dump())
+    # When it updates one, the client sends the fields that were given and no others: the server refuses a trigger
+    # without all of them, and an owner.
+    return AutomationCore.model_validate(automation.model_dump(exclude={"owner_resource"}))
 
 
 async def _remove(client: Any) -> None:

@@ -67,11 +67,14 @@ def files_with(root: Path, text: str) -> list[Path]:
     return [path for path in files if text.encode() in path.read_bytes()]
 
 
-def test_an_automation_says_all_that_prefect_s_client_sends_of_it_when_it_updates_one():
-    for kind in notices.EVENTS:
-        automation = notices._automation(kind, uuid4())
-        assert automation.model_dump(mode="json", exclude_unset=True) == automation.model_dump(mode="json")
-        assert automation.trigger.expect == {notices.EVENTS[kind]}
+def test_the_server_takes_what_the_client_sends_of_an_automation_when_it_updates_one():
+    from prefect.server.events.schemas.automations import AutomationUpdate
+
+    for kind, event in notices.EVENTS.items():
+        sent = notices._automation(kind, uuid4()).model_dump(mode="json", exclude_unset=True)  # as the client does
+        taken = AutomationUpdate.model_validate(sent)
+        assert taken.trigger.expect == {event}
+        assert taken.actions[0].type == "send-notification"
 
 
 @contextmanager
