@@ -51,6 +51,18 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
             _replace(directory / name, partial(shutil.copyfile, source / name))
 
 
+def write_directory(
+    directory: Path, tree: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer_dir: str | Path | None
+) -> None:
+    """Write a model directory, made if need be: config.json of `tree`, the weights last, a tokenizer's files copied."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer_dir is not None:
+        copy_tokenizer(Path(tokenizer_dir), directory)
+    write_generation_config(directory)
+    write_json(directory / "config.json", tree)
+    write_tensors(directory / WEIGHTS, tensors)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`; anything else raises `CheckpointError`."""
     try:

@@ -18,14 +18,10 @@ from axon_models.model_files import (
     EOS_ID,
     HEAD,
     PAD_ID,
-    WEIGHTS,
-    copy_tokenizer,
     differences,
     read_json,
     read_tensors,
-    write_generation_config,
-    write_json,
-    write_tensors,
+    write_directory,
 )
 
 _OUTPUT = "lm_head.weight"
@@ -49,13 +45,7 @@ def save(
         tensors[HEAD] = scalar_head.weight if isinstance(scalar_head, nn.Linear) else scalar_head
     ids = {"bos_id": BOS_ID, "eos_id": EOS_ID, "pad_id": PAD_ID}
     tree = hugging_face.to_json(model.config, **ids, n_labels=0 if scalar_head is None else 1)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if tokenizer_dir is not None:
-        copy_tokenizer(Path(tokenizer_dir), directory)
-    write_generation_config(directory)
-    write_json(directory / "config.json", tree)
-    write_tensors(directory / WEIGHTS, tensors)
+    write_directory(Path(directory), tree, tensors, tokenizer_dir)
 
 
 def load(directory: str | Path, *, device: str | torch.device = "cpu") -> Decoder:

@@ -25,14 +25,10 @@ from axon_models.model_files import (
     EOS_ID,
     HEAD,
     PAD_ID,
-    WEIGHTS,
-    copy_tokenizer,
     differences,
     read_json,
     read_tensors,
-    write_generation_config,
-    write_json,
-    write_tensors,
+    write_directory,
 )
 
 FAMILY = "transformer_xl"
@@ -59,17 +55,12 @@ def save(
     With `scalar_head` (a linear layer of weight (1, D), or that weight) also the head of a reward. The tokenizer's
     files are copied from `tokenizer_dir`.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = dict(model.state_dict())
     if scalar_head is not None:
         tensors[HEAD] = scalar_head.weight if isinstance(scalar_head, nn.Linear) else scalar_head
-    if tokenizer_dir is not None:
-        copy_tokenizer(Path(tokenizer_dir), directory)
     architecture = "TransformerXL" if scalar_head is None else "TransformerXLWithScalarHead"
-    write_generation_config(directory)
-    write_json(directory / "config.json", {**_ABOUT, "architectures": [architecture], "decoder": asdict(model.config)})
-    write_tensors(directory / WEIGHTS, tensors)
+    tree = {**_ABOUT, "architectures": [architecture], "decoder": asdict(model.config)}
+    write_directory(Path(directory), tree, tensors, tokenizer_dir)
 
 
 def load(directory: str | Path, *, device: str | torch.device = "cpu") -> TransformerXL:
