@@ -56,7 +56,7 @@ def added_positions(config: DecoderConfig) -> nn.Module:
     if config.positions == "learned":
         return LearnedPositions(config.max_positions, config.d_model)
     if config.positions == "sinusoidal":
-        return SinusoidalPositions(config.max_positions, config.d_model)
+        return SinusoidalPositions(config.max_positions, config.d_model, config.position_scale)
     return NotAdded()
 
 

@@ -17,7 +17,7 @@ WindowedLayers = Literal["all", "odd"]
 Routing = Literal["top_k", "switch"]
 
 _COUNTS = ("vocab_size", "d_model", "n_layers", "heads", "kv_heads", "d_feed_forward", "max_positions")
-_POSITIVE = ("rope_theta", "norm_eps", "init_std")
+_POSITIVE = ("rope_theta", "norm_eps", "init_std", "position_scale")
 _KINDS: dict[str, tuple[str, ...]] = {
     "block": get_args(BlockKind),
     "norm": get_args(NormKind),
@@ -104,6 +104,7 @@ class DecoderConfig:
     feed_forward: FeedForwardKind = "swiglu"
     experts: Experts | None = None  # each of them a `feed_forward`
     positions: PositionKind = "rotary"
+    position_scale: float = 1.0  # of sinusoids alone
     rope_theta: float = 10000.0
     rotary_fraction: float = 1.0  # of each head's dimensions; the rest does not turn
     rope_scaling: RopeScaling | None = None

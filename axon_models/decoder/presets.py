@@ -58,8 +58,13 @@ def gpt(**sizes: Any) -> DecoderConfig:
 
 
 def pygpt(**sizes: Any) -> DecoderConfig:
-    """GPT-2 with fixed sinusoids for positions, as PyGPT teaches it; `heads=1` is its single-head version."""
-    return replace(replace(_GPT2, family="pygpt", positions="sinusoidal"), **_gpt_widths(sizes))
+    """GPT-2 with fixed sinusoids for positions, as PyGPT teaches it; `heads=1` is its single-head version.
+
+    The sinusoids are as large as the embedding at the start. Their own deviation of √½ would be 35 times its 0.02, and
+    hide the tokens (docs/decisions.md).
+    """
+    own = replace(_GPT2, family="pygpt", positions="sinusoidal", position_scale=_GPT2.init_std * math.sqrt(2))
+    return replace(own, **_gpt_widths(sizes))
 
 
 def gpt3_sparse(**sizes: Any) -> DecoderConfig:

@@ -30,15 +30,16 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """sin and cos of position / 10000^(2i/D) in dimensions 2i and 2i+1 (Vaswani et al. 2017, section 3.5)."""
+    """sin and cos of position / 10000^(2i/D) in dimensions 2i and 2i+1 (Vaswani et al. 2017, section 3.5), times
+    `scale`."""
 
     table: Tensor
 
-    def __init__(self, max_positions: int, d_model: int) -> None:
+    def __init__(self, max_positions: int, d_model: int, scale: float = 1.0) -> None:
         super().__init__()
         frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float32) / d_model)  # (D/2,)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)  # (P, D/2)
-        table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (P, D)
+        table = scale * torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (P, D)
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 from axon_models.checkpoint import load
 from axon_models.decoder.families.gpt import GPT2
 from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import config_of
 from tests.axon_models.small import some_tokens
 from tests.parity.compare import (
     assert_cached_is_uncached,
@@ -74,10 +75,10 @@ def sinusoids(n_positions: int, d_model: int) -> torch.Tensor:
     return table
 
 
-@pytest.mark.parametrize("heads", [4, 1])
-def test_pygpt_is_gpt2_with_sinusoids_for_positions(heads: int) -> None:
-    ours = small("pygpt", heads=heads)
-    theirs = as_gpt2(ours, sinusoids(64, 24))
+@pytest.mark.parametrize(("heads", "sizes", "scale"), [(4, {}, 0.02 * 2**0.5), (1, {"position_scale": 1.0}, 1.0)])
+def test_pygpt_is_gpt2_with_sinusoids_for_positions(heads: int, sizes: dict[str, float], scale: float) -> None:
+    ours = small("pygpt", heads=heads, **sizes)
+    theirs = as_gpt2(ours, scale * sinusoids(64, 24))
     tokens = some_tokens(3, 23)
     logits, wanted = ours(tokens), theirs(tokens).logits
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
@@ -88,6 +89,14 @@ def test_pygpt_is_gpt2_with_sinusoids_for_positions(heads: int) -> None:
         theirs_grad = theirs.transformer.h[layer].attn.c_attn.weight.grad
         torch.testing.assert_close(weight.grad.t(), theirs_grad, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.lm_head.weight.grad, atol=1e-3, rtol=1e-3)
+
+
+def test_the_sinusoids_of_pygpt_are_as_large_as_its_embedding_at_the_start() -> None:
+    model = Decoder(config_of("pygpt", vocab_size=512, d_model=64, n_layers=1, heads=2, max_positions=128))
+    model.init_weights(torch.Generator().manual_seed(0))
+    table = model.get_buffer("positions.table")
+    assert table.square().mean().sqrt() == pytest.approx(0.02, rel=1e-5)
+    assert model.embedding.weight.detach().std() == pytest.approx(0.02, rel=0.02)
 
 
 @pytest.mark.parametrize("preset", ["pygpt", "gpt", "gpt3_sparse", "phi", "mistral"])
