@@ -111,6 +111,7 @@ def _axon(spec: Spec, shape: Shape) -> Step:
 
     set_threads(spec.threads)
     model = load(Path(spec.weights)) if spec.weights else fresh_decoder(shape)
+    model.train()
     if spec.recompute:
         recompute_activations(model)
     if spec.compiled:

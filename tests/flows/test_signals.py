@@ -77,6 +77,7 @@ def ended(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)  # a signal in the very instant before a wait is handled after it, as always in Python
     for number in range(n_signals):
         time.sleep(0.8 if number else 0.0)  # longer than what counts as the same signal
         process.send_signal(signal.SIGTERM)
