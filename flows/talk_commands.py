@@ -23,12 +23,12 @@ RepetitionPenalty = Annotated[
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; as often as you like.")]
 
 
-class Kind(StrEnum):
+class WeightType(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
-Precision = Annotated[Kind, typer.Option(help="bfloat16 rounds the weights: faster, and a little less exact.")]
+Precision = Annotated[WeightType, typer.Option(help="bfloat16 rounds the weights: faster, and a little less exact.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the drawing; the same seed gives the same answer.")]
 
 
@@ -48,7 +48,7 @@ def chat(
     stop: Stop = None,
     max_new_tokens: MaxNewTokens = 64,
     seed: Seed = 0,
-    precision: Precision = Kind.float32,
+    precision: Precision = WeightType.float32,
 ) -> None:
     """Talk to a model."""
     from flows import talking
@@ -79,7 +79,7 @@ def generate(
     stop: Stop = None,
     max_new_tokens: MaxNewTokens = 64,
     seed: Seed = 0,
-    precision: Precision = Kind.float32,
+    precision: Precision = WeightType.float32,
     beams: Annotated[
         int, typer.Option(min=1, max=64, help="More than 1: search for the likeliest answer with so many.")
     ] = 1,
