@@ -1,8 +1,8 @@
 """One pass of the default kind of decoder over a few tokens, at the cost of little more than reading its weights.
 
 A step of one row reads every weight once, so on a processor the memory sets the pace, and every small operation beside
-the products is lost time. So the weights are laid out once, as `products.py` says, a norm's gain goes into the product
-after it, heads have the two halves of a rotated pair side by side, so that rotation is one complex product in place,
+the products is lost time. So the weights are laid out once, as `products.py` says, a norm's gain and the 1/√d of queries go into
+the product after it, heads have the two halves of a rotated pair side by side, so that rotation is one complex product in place,
 and most results are written into buffers that stay. In float32 only the order of additions differs from the modules':
 logits agree within 1e-5 of their scale (tests/axon_models/test_rows.py).
 
@@ -83,7 +83,7 @@ class Work:
         self.qkv = torch.empty(n, width + 2 * groups * dim)
         turned = self.qkv[:, : width + groups * dim].unflatten(1, (config.heads + groups, dim // 2, 2))
         self.turned = torch.view_as_complex(turned)  # (N, H + G, d/2)
-        self.q = self.qkv[:, :width].unflatten(1, (config.heads, dim))  # (N, H, d)
+        self.q = self.qkv[:, :width].unflatten(1, (config.heads, dim))  # (N, H, d), scaled
         self.kv = self.qkv[:, width:].unflatten(1, (2, groups, dim))  # (N, 2, G, d)
         self.gated = torch.empty(n, config.d_feed_forward, dtype=dtype)
 
@@ -144,6 +144,7 @@ def _weights(block: Block, config: DecoderConfig) -> tuple[Tensor, Tensor, Tenso
     turned = torch.arange((config.heads + config.kv_heads) * dim).view(-1, dim)[:, side_by_side].flatten()
     same = torch.arange(turned.shape[0], turned.shape[0] + config.kv_heads * dim)
     qkv = attention.qkv.get_parameter("weight").detach()[torch.cat((turned, same))]
+    qkv[: config.heads * dim] *= 1 / math.sqrt(dim)
     return (
         _with_gain(qkv, block.attention_norm),
         attention.output.get_parameter("weight").detach(),

@@ -105,7 +105,7 @@ class OneRow(Rounded):
     def of(self, x: Tensor) -> Tensor:
         if x.shape[0] != 1:
             return torch.bmm(x.expand(self._n_bags, -1, -1), self._blocks).transpose(0, 1).flatten(1)
-        weights = x.expand(self._n_bags, -1).reshape(-1)  # (T·I,)
+        weights = x.view(-1) if self._n_bags == 1 else x.expand(self._n_bags, -1).reshape(-1)  # (T·I,)
         # What `F.embedding_bag` calls, without its checks, which take as long as a small product: mode 0 is the sum.
         parts = torch.embedding_bag(self._flat, self._rows, self._starts, False, 0, False, weights)[0]
         return parts.view(1, -1)  # (T, O/T) to (1, O)

@@ -1,0 +1,237 @@
+"""Where the passes of `prepared.py` keep keys and values, and how a step's single queries look at them.
+
+A batch of products with one or two queries each is what processors do slowest: of 64 rows and 192 slots the scores
+took 0.9 ms in bfloat16 and 2.1 ms in float32, on one thread of an AMD Zen 4. As sums of weighted rows of a matrix
+(`embedding_bag`, a bag for each query) they take 0.17 and 0.41 ms: scores are the rows of keysᵀ weighted by a query's
+numbers, and what a query sees are the values weighted by its probabilities. A bag is summed by itself, in float32, so
+a row's numbers do not depend on what stands beside it.
+"""
+# B rows, H heads, G kv groups, R = H/G heads a group, d head dimension, L layers, S slots, T tokens of a piece
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from axon_models.decoder.config import DecoderConfig
+from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
+from axon_models.generation.prepared import Attend, Work
+
+_STEP = 32  # slots by which a buffer of many rows grows: scores are computed of all that it has
+
+
+class Store(Protocol):
+    """Keys and values of rows that stand at positions of their own; slot s of a row holds position s."""
+
+    def reserve(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots; what is stored stays."""
+        ...
+
+    def clear(self, row: int) -> None:
+        """A row begins anew: what its slots hold is never seen again."""
+        ...
+
+    def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
+        """Store `kv` (T, 2, G, d) at the slots from `start` on."""
+        ...
+
+    def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (1, G, stop, d) each, of a row's first slots."""
+        ...
+
+    def move(self, order: Sequence[int]) -> None:
+        """Row i becomes what row order[i] was."""
+        ...
+
+    def step(self, lengths: Sequence[int]) -> Attend:
+        """How rows that hold `lengths` tokens each see their keys when each writes one more, which it stores."""
+        ...
+
+
+def store_for(config: DecoderConfig, *, n_rows: int, length: int, growing: bool, dtype: torch.dtype) -> Store:
+    """A store of `n_rows` rows of up to `length` tokens. dtype: of keys and values of several rows.
+
+    Those of a single row are float32: a batch of two small products in bfloat16 takes four times as long.
+    """
+    if n_rows == 1:
+        return _OneRow(config, length=length, growing=growing)
+    return _ManyRows(config, n_rows=n_rows, length=length, growing=growing, dtype=dtype)
+
+
+class _OneRow:
+    """Of a single row, which sees all that it holds."""
+
+    def __init__(self, config: DecoderConfig, *, length: int, growing: bool) -> None:
+        self._config, self._length = config, length
+        slots = min(length, FIRST_SLOTS) if growing else length
+        self._buffer = torch.zeros(config.n_layers, 2, config.kv_heads, slots, config.head_dim)
+
+    def reserve(self, n_slots: int) -> None:
+        """As `Store.reserve`."""
+        self._buffer = grown(self._buffer, n_slots, self._length)
+
+    def clear(self, row: int) -> None:
+        """As `Store.clear`: slots past a row's length are never read."""
+
+    def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
+        """As `Store.put`."""
+        self._buffer[layer, :, :, start : start + kv.shape[0]] = kv.permute(1, 2, 0, 3)
+
+    def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `Store.get`."""
+        keys, values = self._buffer[layer, :, None, :, :stop].unbind(0)
+        return keys, values
+
+    def move(self, order: Sequence[int]) -> None:
+        """As `Store.move`: there is no other row."""
+
+    def step(self, lengths: Sequence[int]) -> Attend:
+        """As `Store.step`."""
+        config, (length,) = self._config, lengths
+        written = self._buffer[:, :, :, length].unbind(0)  # (2, G, d) for each layer
+        keys = self._buffer[:, 0, :, : length + 1].transpose(2, 3).unbind(0)  # (G, d, S)
+        values = self._buffer[:, 1, :, : length + 1].unbind(0)  # (G, S, d)
+        by_group = config.kv_heads, config.heads // config.kv_heads, config.head_dim
+
+        def attend(layer: int, work: Work) -> Tensor:
+            written[layer].copy_(work.kv[0])
+            scores = torch.bmm(work.q.view(by_group), keys[layer])  # (G, R, S)
+            return torch.bmm(scores.softmax(-1), values[layer]).view(1, -1)
+
+        return attend
+
+
+class _Bags(NamedTuple):
+    """Which rows of a matrix each bag sums."""
+
+    rows: Tensor  # int32
+    starts: Tensor  # int32, one for each bag
+
+    def sums(self, matrix: Tensor, weights: Tensor) -> Tensor:
+        """Each bag's rows of `matrix` (rows, width), by `weights` of any shape with as many numbers: (bags, width)."""
+        # Mode 0 is the sum; `F.embedding_bag` calls this after checks of its own.
+        return torch.embedding_bag(matrix, self.rows, self.starts, False, 0, False, weights.view(-1))[0]
+
+
+class _StepWork(NamedTuple):
+    """What a step of n rows writes and reads, for as long as n and the number of slots stay."""
+
+    queries: Tensor  # (B, H, d+1), the last column 1
+    keys: Tensor  # (B, G, d+1), the last column 0
+    values: Tensor  # (B, G, d)
+    key_places: Tensor  # (B, G, d+1): where slot 0 of each of a row's numbers stands
+    value_places: Tensor  # (B, G)
+    scores: _Bags
+    seen: _Bags
+
+
+class _ManyRows:
+    """Of several rows: keys as (d, S), so that a step's scores are sums of their rows.
+
+    Below a group's keys stands one row more, 0 where the slot is written and −∞ elsewhere, and behind each query a 1:
+    so what is unseen is masked by the sum itself.
+    """
+
+    def __init__(self, config: DecoderConfig, *, n_rows: int, length: int, growing: bool, dtype: torch.dtype) -> None:
+        self._config, self._n_rows, self._length, self._dtype = config, n_rows, length, dtype
+        self._first_slots = min(length, FIRST_SLOTS) if growing else length
+        self._empty()
+
+    def _empty(self) -> None:
+        shape = self._config.n_layers, self._n_rows, self._config.kv_heads
+        keys = torch.zeros(*shape, self._config.head_dim + 1, 0, dtype=self._dtype)
+        values = torch.zeros(*shape, self._first_slots, self._config.head_dim, dtype=self._dtype)
+        self._hold(_wider(keys, self._first_slots), values)
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        """Take keys (L, B, G, d+1, S) and values (L, B, G, S or more, d), and make the views that steps use."""
+        self._keys, self._values = keys, values
+        self._key_rows = keys.flatten(1, 3).unbind(0)  # (B·G·(d+1), S) for each layer
+        self._key_numbers = keys.flatten(1).unbind(0)  # (B·G·(d+1)·S,)
+        self._value_rows = values.flatten(1, 3).unbind(0)  # (B·G·S, d)
+        self._works: dict[int, _StepWork] = {}
+
+    def reserve(self, n_slots: int) -> None:
+        """As `Store.reserve`."""
+        if n_slots > self._keys.shape[4]:
+            values = grown(self._values, n_slots, self._length)
+            self._hold(_wider(self._keys, min(-(-n_slots // _STEP) * _STEP, self._length)), values)
+
+    def clear(self, row: int) -> None:
+        """As `Store.clear`."""
+        self._keys[:, row, :, -1] = float("-inf")
+
+    def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
+        """As `Store.put`."""
+        slots = slice(start, start + kv.shape[0])
+        keys, values = kv.unbind(1)  # (T, G, d)
+        self._keys[layer, row, :, :-1, slots] = keys.permute(1, 2, 0)
+        self._keys[layer, row, :, -1, slots] = 0.0
+        self._values[layer, row, :, slots] = values.transpose(0, 1)
+
+    def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `Store.get`."""
+        return self._keys[layer, None, row, :, :-1, :stop].transpose(2, 3), self._values[layer, None, row, :, :stop]
+
+    def move(self, order: Sequence[int]) -> None:
+        """As `Store.move`."""
+        if not order:
+            self._empty()  # the next rows may be shorter
+            return
+        move_rows(self._keys, order, self._config.head_dim + 1)
+        move_rows(self._values, order, self._keys.shape[4])
+
+    def step(self, lengths: Sequence[int]) -> Attend:
+        """As `Store.step`."""
+        n, dim = len(lengths), self._config.head_dim
+        if n not in self._works:
+            self._works[n] = self._work(n)
+        queries, keys, values, key_places, value_places, scores, seen = self._works[n]
+        positions = torch.tensor(lengths)[:, None, None]  # (B, 1, 1)
+        key_places = (key_places + positions).flatten()  # (B·G·(d+1),)
+        value_places = (value_places + positions[:, 0]).flatten()  # (B·G,)
+        query_numbers, written = queries[..., :dim], keys[..., :dim]
+        flat_keys, flat_values = keys.view(-1), values.view(-1, dim)
+
+        def attend(layer: int, work: Work) -> Tensor:
+            written.copy_(work.kv[:, 0])
+            values.copy_(work.kv[:, 1])
+            query_numbers.copy_(work.q)
+            self._key_numbers[layer].index_copy_(0, key_places, flat_keys)
+            self._value_rows[layer].index_copy_(0, value_places, flat_values)
+            p = scores.sums(self._key_rows[layer], queries).softmax(-1)  # (B·H, S)
+            return seen.sums(self._value_rows[layer], p).view(n, -1)  # (B, H·d)
+
+        return attend
+
+    def _work(self, n: int) -> _StepWork:
+        config, n_slots, held = self._config, self._keys.shape[4], self._values.shape[3]
+        heads, groups, dim = config.heads, config.kv_heads, config.head_dim
+        queries = torch.ones(n, heads, dim + 1, dtype=self._dtype)
+        keys = torch.zeros(n, groups, dim + 1, dtype=self._dtype)
+        values = torch.empty(n, groups, dim, dtype=self._dtype)
+        key_places = torch.arange(n * groups * (dim + 1)).view(n, groups, dim + 1) * n_slots
+        value_places = torch.arange(n * groups).view(n, groups) * held
+        scores = _bags(n * groups, heads // groups, dim + 1, apart=dim + 1)
+        seen = _bags(n * groups, heads // groups, n_slots, apart=held)
+        return _StepWork(queries, keys, values, key_places, value_places, scores, seen)
+
+
+def _wider(keys: Tensor, n_slots: int) -> Tensor:
+    """A copy of `keys` (..., d+1, S) with `n_slots` slots; new ones are unseen."""
+    held = keys.shape[-1]
+    wider = keys.new_empty(*keys.shape[:-1], n_slots)
+    wider[..., :held] = keys
+    wider[..., :-1, held:] = 0.0
+    wider[..., -1, held:] = float("-inf")
+    return wider
+
+
+def _bags(n_groups: int, per_group: int, size: int, *, apart: int) -> _Bags:
+    """Bags of `size` rows each, `per_group` times the same: those from row 0 on, from row `apart` on, and so on."""
+    begins = torch.arange(n_groups, dtype=torch.int32).view(n_groups, 1, 1) * apart
+    rows = (begins + torch.arange(size, dtype=torch.int32)).expand(-1, per_group, -1)
+    return _Bags(rows.reshape(-1), torch.arange(n_groups * per_group, dtype=torch.int32) * size)
