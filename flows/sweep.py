@@ -187,6 +187,7 @@ def _engines(checkout: Checkout, plan: Plan, record: Journal, concurrent: int) -
     ):
         wait_for_ray()
         cluster.connect(largest)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has put in its own, which ends in a trace
         tuning.check_room(plan, concurrent, cluster.resources())
         yield
 

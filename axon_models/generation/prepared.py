@@ -1,10 +1,10 @@
 """One pass of the default kind of decoder over a few tokens, at the cost of little more than reading its weights.
 
 A step of one row reads every weight once, so on a processor the memory sets the pace, and every small operation beside
-the products is lost time. So the weights are laid out once, as `products.py` says, a norm's gain and the 1/√d of queries go into
-the product after it, heads have the two halves of a rotated pair side by side, so that rotation is one complex product in place,
-and most results are written into buffers that stay. In float32 only the order of additions differs from the modules':
-logits agree within 1e-5 of their scale (tests/axon_models/test_rows.py).
+the products is lost time. So the weights are laid out once, as `products.py` says, a norm's gain and the 1/√d of
+queries go into the product after it, heads have the two halves of a rotated pair side by side, so that rotation is one
+complex product in place, and most results are written into buffers that stay. In float32 only the order of additions
+differs from the modules': logits agree within 1e-5 of their scale (tests/axon_models/test_rows.py).
 
 In bfloat16 the factors of every product are rounded to 8 bits; the residual stream, the norms, the rotation and a
 prompt's attention to itself stay in float32.

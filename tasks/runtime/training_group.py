@@ -32,10 +32,12 @@ class Mailbox:
         self._error: Exception | None = None
         self._is_stopping = False
         self._groups: dict[str, dict[int, str]] = {}
+        self._placement = ""
 
-    def join(self, group: str, rank: int, node: str) -> None:
-        """Worker `rank` of `group` starts on `node`."""
+    def join(self, group: str, rank: int, node: str, placement: str) -> None:
+        """Worker `rank` of `group` starts on `node`; placement: of their placement group, its id in hexadecimal."""
         self._groups.setdefault(group, {})[rank] = node
+        self._placement = placement
 
     def groups(self) -> list[list[str]]:
         """The nodes of the workers by rank, for every time that they were started."""
@@ -56,9 +58,10 @@ class Mailbox:
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result
 
-    def take(self) -> list[dict[str, Any]]:
+    def take(self) -> tuple[list[dict[str, Any]], str]:
+        """(What was reported since the last time, the placement group that the workers were in last.)"""
         taken, self._events = self._events, []
-        return taken
+        return taken, self._placement
 
     def result(self) -> tuple[dict[str, Any] | None, Exception | None]:
         return self._result, self._error
@@ -104,7 +107,9 @@ def _loop(config: dict[str, Any]) -> None:
         places.fetch(place, files)
         with places.saving(place, files, is_first_here=not node_rank, is_first=rank == 0) as folder:
             group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"  # another one after every start
-            ray.get(mailbox.join.remote(group, rank, ray.util.get_node_ip_address()))
+            placement = ray.util.get_current_placement_group()
+            held = "" if placement is None else placement.id.hex()
+            ray.get(mailbox.join.remote(group, rank, ray.util.get_node_ip_address(), held))
             dist.barrier()  # nobody looks for checkpoints before they are there
             result = worker.execute(
                 place.root,
@@ -158,11 +163,13 @@ def run(
     on_event: Callable[[dict[str, Any]], None],
     stopping: threading.Event,
     stop_within_s: float,
+    on_placement: Callable[[str], None] = lambda placement: None,
 ) -> dict[str, Any]:
     """Execute `step` in `params.workers` processes; returns the first one's result.
 
     Where `runtime.min_workers` allows it, training goes on with those that are left when nodes are lost; "workers" of
-    the result says on which nodes they were, each time that they were started. Raises what the step raised,
+    the result says on which nodes they were, each time that they were started. `on_placement` is told, before the
+    events are, which placement group (its id) holds the workers' resources. Raises what the step raised,
     `ray.train.WorkerGroupError` when workers were lost too often, or `UserError` where a lost node does not come back.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -210,7 +217,9 @@ def run(
             mailbox.stop.remote()
         if asked_at is not None and time.monotonic() - asked_at > stop_within_s:
             raise Stopped("stopped in the middle; what was saved before is kept")
-        for event in ray.get(mailbox.take.remote()):
+        events, placement = ray.get(mailbox.take.remote())
+        on_placement(placement)
+        for event in events:
             on_event(event)
     if failed:
         raise failed[0]

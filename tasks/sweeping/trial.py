@@ -27,6 +27,7 @@ from tasks.sweeping.plan import Plan
 VALUE = "value"  # of the goal's metric
 PERCENT = "percent"  # of the training that is done; ASHA's time. The last report has none: there is nothing to stop
 EVENTS = "events"  # what the step reported since the last time, for the journal
+PLACEMENT = "placement"  # the placement group of the trial's workers, "" without
 FINISHED, FAILED = "finished", "failed"
 KEPT = ("params.yaml", "metrics")
 
@@ -66,6 +67,7 @@ class Reporter:
     def __init__(self, plan: Plan) -> None:
         self._goal = plan.goal
         self._step = ""
+        self._placement = ""
         self._events: list[dict[str, Any]] = []
 
     def begin(self, step: str) -> None:
@@ -87,7 +89,12 @@ class Reporter:
             return
         step, n_steps = event["step"], event["n_steps"]
         told = {VALUE: float(values[self._goal.metric]), "step": step, "n_steps": n_steps, EVENTS: self.take()}
+        told[PLACEMENT] = self._placement
         tune.report(told | ({PERCENT: 100.0 * step / n_steps} if 0 < step < n_steps else {}))
+
+    def place(self, placement: str) -> None:
+        """Which placement group the step's workers are in."""
+        self._placement = placement
 
     def take(self) -> list[dict[str, Any]]:
         taken, self._events = self._events, []
@@ -118,6 +125,7 @@ def _execute(step: str, params: Parameters, folder: Path, reporter: Reporter) ->
             on_event=reporter.event,
             stopping=threading.Event(),
             stop_within_s=0.0,
+            on_placement=reporter.place,
         )
         return
     pool = _pool(step, params, folder)

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from tasks.errors import UserError
 from tasks.parameters import Parameters
@@ -35,6 +36,7 @@ WAITING, RUNNING, FINISHED, STOPPED, CUT, FAILED = "waiting", "running", "finish
 _STATUSES = {FINISHED: "FINISHED", STOPPED: "KILLED", CUT: "KILLED", FAILED: "FAILED"}
 _REDUCTION = 3  # of the trials at a rung, the best third goes on
 _LITTLE = 0.001  # CPUs of a trial that only waits for its workers
+_GONE_WITHIN_S = 5.0  # after its end, a trial's process and what it has started
 # Read by Ray Tune where it starts and while it runs.
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files for TensorBoard and others
@@ -61,6 +63,7 @@ class Trial:
     message: str = ""
     journal: Journal | None = field(default=None, repr=False)
     started: float = 0.0
+    placement: str = ""  # of its workers
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -116,6 +119,7 @@ class Watcher(tune.Callback):
 
     def __init__(self, checkout: Checkout, plan: Plan, parent: Journal, on_change: Callable[[Trial], None]) -> None:
         self._checkout, self._plan, self._parent, self._on_change = checkout, plan, parent, on_change
+        self._left: list[tuple[float, str]] = []  # when a trial ended, and the placement group of its workers
         self.found = {n: Trial(number=n, values=values) for n, values in enumerate(plan.trials, 1)}
 
     def _of(self, trial: Any) -> Trial:
@@ -132,6 +136,7 @@ class Watcher(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
         found = self._of(trial)
+        found.placement = result.pop("placement", found.placement)
         for event in result.pop("events", ()):
             if found.journal is not None:
                 found.journal.metrics(event["step"], event["values"], event["time"])
@@ -158,9 +163,19 @@ class Watcher(tune.Callback):
         found.state, found.message = FAILED, "its process was lost"
         self._end(found)
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Give back what the workers of trials that were ended in the middle had, or the next trial waits for ever.
+
+        Ray (2.60) keeps a placement group as long as its job goes on; Ray Train's own watcher needs a dashboard.
+        """
+        while self._left and time.monotonic() - self._left[0][0] > _GONE_WITHIN_S:
+            _release(self._left.pop(0)[1])
+
     def _end(self, found: Trial) -> None:
         if found.journal is None:
             return
+        if found.placement:
+            self._left.append((time.monotonic(), found.placement))
         found.seconds = time.monotonic() - found.started
         found.journal.end(_STATUSES[found.state], message=found.message)
         found.journal.close()
@@ -174,6 +189,11 @@ class Watcher(tune.Callback):
             if found.journal is not None:
                 found.state, found.message = CUT, "interrupted"
                 self._end(found)
+
+
+def _release(placement: str) -> None:
+    """Remove a placement group; one that is gone is left alone."""
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement))))
 
 
 def run(

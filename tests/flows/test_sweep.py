@@ -138,7 +138,10 @@ def check_mlflow(workspace: Workspace, result: dict) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_trials_and_what_waited_for_the_sweep_then_runs(finished: FinishedRun, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_trials_and_what_waited_for_the_sweep_then_runs(
+    number: signal.Signals, finished: FinishedRun, tmp_path: Path
+):
     long = PRETRAIN | {"pretrain.n_steps": 3000, "pretrain.evaluate_every": 20}
     workspace = Workspace.behind(tmp_path / "checkout", finished.workspace, long)
     first = workspace.start("sweep", "pretrain", "--over", "pretrain.weight_decay=choice(0.1, 0.2)")
@@ -149,10 +152,14 @@ def test_ctrl_c_ends_the_trials_and_what_waited_for_the_sweep_then_runs(finished
     wait_until(lambda: "waiting for axon sweep (process" in log.read_text())
 
     started = time.monotonic()
-    os.killpg(first.pid, signal.SIGINT)  # what a terminal does
+    if number == signal.SIGINT:
+        os.killpg(first.pid, number)  # what a terminal does
+    else:
+        first.terminate()
     assert first.wait(timeout=60) == 130, log.read_text()[-4000:]
     assert time.monotonic() - started <= 10.0
     assert "starts anew" in log.read_text()
+    assert "received at time" not in log.read_text(), "a trace of Ray's"
     _, runs = runs_of(workspace)
     told = [(run.info.run_name, run.info.status) for run in runs if run.info.end_time]
     assert told == [("sweep pretrain", "KILLED"), ("trial 1", "KILLED")]
@@ -241,10 +248,11 @@ def test_the_chosen_trial_is_the_same_again_as_an_experiment_of_dvc(finished: Fi
 def test_a_trial_runs_the_stages_before_it_that_its_parameters_change(finished: FinishedRun, tmp_path: Path):
     """An earlier stage in the trials: what they find is what a run finds with the same parameters."""
     workspace = Workspace.behind(tmp_path / "checkout", finished.workspace, PRETRAIN | {"sft.n_steps": 40})
+    before = content(workspace.root)
     ran = workspace.axon("sweep", "sft", "--over", "pretrain.learning_rate=choice(3e-3)", "--trials", "1")
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     (one,) = result_of(workspace)["trials"]
-    assert not (workspace.root / "models" / "pretrain").exists()
+    assert content(workspace.root) == before, "what a trial makes is not the pipeline's"
     again = workspace.axon("run", "sft", "--set", "pretrain.learning_rate=3e-3")
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
     assert json.loads((workspace.root / "metrics" / "sft.json").read_text())["validation_loss"] == one["value"]

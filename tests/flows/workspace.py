@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +127,21 @@ class Workspace:
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """`axon ARGUMENTS` in this workspace, its output in a file, so that no reader can hold it up.
 
-        It leads a process group of its own, as a command in a terminal does.
+        It leads a process group of its own and takes Ctrl-C, as a command in a terminal does, also where these tests
+        run in the background.
         """
         log = (self.root / "axon.log").open("a")
         command = [sys.executable, "-m", "flows.cli", *arguments]
         env = {**self.environment(), **variables}
         return subprocess.Popen(
-            command, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT, text=True, process_group=0
+            command,
+            cwd=self.root,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def axon(self, *arguments: str, folder: str = ".", **variables: str) -> subprocess.CompletedProcess[str]:
