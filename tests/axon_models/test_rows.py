@@ -101,6 +101,20 @@ def test_buffers_grow_while_rows_are_written(kind: str) -> None:
     assert_near(logits, recomputed(model, prompts))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_in_the_place_of_a_longer_one_sees_nothing_of_it(kind: str) -> None:
+    model = small_decoder()
+    rows = KINDS[kind](model, n_rows=3, length=64, chunk=64)
+    kept, longer, shorter = (some_tokens(n, seed=n).tolist() for n in (30, 40, 2))
+    with torch.inference_mode():
+        rows.add([kept, longer])
+        rows.keep([0])
+        rows.add([shorter])
+        for token in (7, 8):
+            logits = rows.step(torch.tensor([token, token]))
+    assert_near(logits, recomputed(model, [[*kept, 7, 8], [*shorter, 7, 8]]))
+
+
 def test_growing_stops_at_the_length() -> None:
     buffer = torch.arange(12.0).view(1, 1, 1, 6, 2)
     assert grown(buffer, 6, 20) is buffer
