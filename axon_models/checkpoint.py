@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from axon_models.decoder import checkpoint as decoder
+from axon_models.decoder.hugging_face import BY_TYPE
+from axon_models.errors import CheckpointError
 from axon_models.layers.language_model import LanguageModel, ScalarModel
 from axon_models.memory import checkpoint as memory
 from axon_models.model_files import read_json
@@ -50,4 +52,10 @@ def load_scalar_model(directory: str | Path, *, device: str | torch.device = "cp
 
 def _family_of(directory: str | Path) -> ModuleType:
     file = Path(directory) / "config.json"
-    return memory if file.is_file() and read_json(file).get("model_type") == memory.MODEL_TYPE else decoder
+    model_type = read_json(file).get("model_type") if file.is_file() else None
+    if model_type == memory.MODEL_TYPE:
+        return memory
+    if model_type is not None and model_type not in BY_TYPE:
+        known = ", ".join([*BY_TYPE, memory.MODEL_TYPE])
+        raise CheckpointError(f"{file}: model_type={model_type!r} is not supported; allowed: {known}")
+    return decoder

@@ -27,7 +27,7 @@ _FAMILIES: dict[str, Family] = {
     "phi": PHI,
     **{name: own_family(name) for name in ("pygpt", "gpt3_sparse", "switch")},
 }
-_BY_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
+BY_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
 
 
 def family_of(config: DecoderConfig) -> Family:
@@ -66,10 +66,10 @@ def to_json(config: DecoderConfig, *, bos_id: int, eos_id: int, pad_id: int, n_l
 def from_json(tree: Mapping[str, Any]) -> DecoderConfig:
     """The config in a `config.json` of a known model type; what this decoder cannot do is refused, all at once."""
     model_type = tree.get("model_type")
-    if model_type not in _BY_TYPE:
-        known = " or ".join(map(repr, _BY_TYPE))
+    if model_type not in BY_TYPE:
+        known = " or ".join(map(repr, BY_TYPE))
         raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {known}")
-    return _FAMILIES[_BY_TYPE[model_type]].from_json(tree)
+    return _FAMILIES[BY_TYPE[model_type]].from_json(tree)
 
 
 def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
