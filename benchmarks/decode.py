@@ -1,13 +1,15 @@
 """Decoding against transformers' `generate`: the same weights, greedy, prompts of mixed lengths, batch 1, 8 and 64.
 
 Run: `.venv/bin/python -m benchmarks.decode [--rounds 5] [--new-tokens 128] [--batches 1,8,64] [--requests 256]
-[--threads N]`.
+[--threads 1,2]`.
 
 A decoder of 5.5 M parameters (x_llama: d_model 256, 6 layers, 4,096 tokens) with random weights goes to transformers
 through a Hugging Face directory. All kinds, each side in float32 and in bfloat16, are loaded once, write the same
 number of tokens behind the same prompts, and take turns; a time is that of a whole call, pre-fill included. There is
 no end token, so all rows are written to the end. A ratio is Axon's best kind to transformers' best kind, or of both in
-one precision. Random weights give close scores, so that answers in bfloat16 soon differ; those of float32 should not.
+one precision. With several numbers of `--threads` each kind is tried with each: where steps are short, a second thread
+may cost more than it brings. Random weights give close scores, so that answers in bfloat16 soon differ; those of
+float32 should not.
 
 Then a queue of `--requests` requests, prompts and answers of mixed lengths, through 64 rows: Axon lets a request in as
 soon as a row is free, transformers takes 64 at a time in the order in which they come, and runs to the longest answer
@@ -25,7 +27,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,25 +123,36 @@ def bandwidth(n_rounds: int) -> float:
     return 2 * BUFFER_BYTES / min(seconds)
 
 
-def kinds_of(directory: Path, n_rows: int) -> dict[str, Write]:
-    """Each side in each precision."""
+def kinds_of(directory: Path, n_rows: int, threads: Sequence[int]) -> dict[str, Write]:
+    """Each side in each precision, with each number of threads."""
     return {
-        f"{side} {name}": make(directory, n_rows, dtype)
+        f"{side} {name}, {n} threads": with_threads(n, write)
         for side, make in SIDES.items()
         for name, dtype in PRECISIONS.items()
+        for write in [make(directory, n_rows, dtype)]
+        for n in threads
     }
 
 
+def with_threads(n: int, write: Write) -> Write:
+    def written(prompts: list[list[int]], n_new: list[int]) -> list[list[int]]:
+        torch.set_num_threads(n)
+        return write(prompts, n_new)
+
+    return written
+
+
 SIDES = {"axon": ours, "transformers": theirs}
-REFERENCE = "transformers float32"
+REFERENCE = "transformers float32"  # with any number of threads
 Speeds = dict[str, list[float]]  # kind → tokens/s of every round
 
 
 def compare(
-    directory: Path, n_rows: int, n_rounds: int, work: Callable[[int], Work]
+    directory: Path, n_rows: int, n_rounds: int, threads: Sequence[int], work: Callable[[int], Work]
 ) -> tuple[Speeds, dict[str, float]]:
     """(tokens/s of every round of each kind, share of each kind's answers that are transformers' in float32)."""
-    kinds = kinds_of(directory, n_rows)
+    kinds = kinds_of(directory, n_rows, threads)
+    reference = next(kind for kind in kinds if kind.startswith(REFERENCE))
     speeds: Speeds = {kind: [] for kind in kinds}
     n_same, n_answers = dict.fromkeys(kinds, 0), 0
     for number in range(n_rounds + 1):
@@ -152,7 +165,7 @@ def compare(
                 speeds[kind].append(sum(n_new) / (time.perf_counter() - started))
         n_answers += len(prompts)
         for kind, found in answers.items():
-            n_same[kind] += sum(a == b for a, b in zip(found, answers[REFERENCE], strict=True))
+            n_same[kind] += sum(a == b for a, b in zip(found, answers[reference], strict=True))
     return speeds, {kind: n / n_answers for kind, n in n_same.items()}
 
 
@@ -162,27 +175,30 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--batches", default="1,8,64", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--requests", type=int, default=256, help="of the queue; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", default=str(torch.get_num_threads()), help="for example 1,2: each is tried")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    threads = [int(n) for n in asked.threads.split(",")]
     module = Decoder(config_of("x_llama", **SIZES))
     module.init_weights(torch.Generator().manual_seed(0))
     found: dict[str, Speeds] = {}
     with tempfile.TemporaryDirectory() as folder:
         save(module, folder)
         for n_rows in asked.batches:
-            speeds, same = compare(Path(folder), n_rows, asked.rounds, partial(equal_answers, n_rows, asked.new_tokens))
+            work = partial(equal_answers, n_rows, asked.new_tokens)
+            speeds, same = compare(Path(folder), n_rows, asked.rounds, threads, work)
             found[f"{n_rows} rows"] = speeds
             report(f"{n_rows} rows, {asked.new_tokens} new tokens each", speeds, same)
         if asked.requests:
-            speeds, same = compare(Path(folder), QUEUE_ROWS, asked.rounds, partial(mixed_answers, asked.requests))
+            work = partial(mixed_answers, asked.requests)
+            speeds, same = compare(Path(folder), QUEUE_ROWS, asked.rounds, threads, work)
             found[f"queue of {asked.requests}"] = speeds
             spread = f"{SHORTEST_ANSWER} to {LONGEST_ANSWER}"
             report(f"A queue of {asked.requests} requests of {spread} new tokens, {QUEUE_ROWS} rows", speeds, same)
+    torch.set_num_threads(max(threads))
     per_second = bandwidth(asked.rounds)
-    report_limit(found.get("1 rows"), module.config.n_parameters, per_second, asked.threads)
+    report_limit(found.get("1 rows"), module.config.n_parameters, per_second, max(threads))
     figures = {"tokens_per_s": found, "bytes_per_s": per_second, "n_parameters": module.config.n_parameters}
-    print(json.dumps({**figures, "threads": asked.threads}))
+    print(json.dumps({**figures, "threads": threads}))
 
 
 def report(title: str, speeds: Speeds, same: dict[str, float]) -> None:
@@ -192,16 +208,21 @@ def report(title: str, speeds: Speeds, same: dict[str, float]) -> None:
     medians = {kind: statistics.median(each) for kind, each in speeds.items()}
     for kind, each in speeds.items():
         print(f"| {kind} | {medians[kind]:,.0f} | {min(each):,.0f} to {max(each):,.0f} | {same[kind]:.0%} |")
-    best = {side: max((k for k in speeds if k.startswith(side)), key=medians.__getitem__) for side in SIDES}
-    pairs = [(best["axon"], best["transformers"]), *((f"axon {p}", f"transformers {p}") for p in PRECISIONS)]
+    sides = [[best(medians, side + kind) for side in SIDES] for kind in ("", *(f" {name}," for name in PRECISIONS))]
     print()
-    for number, (a, b) in enumerate(pairs):
+    for number, (a, b) in enumerate(sides):
         ratio = statistics.median(x / y for x, y in zip(speeds[a], speeds[b], strict=True))
         print(f"- {'best to best: ' if number == 0 else ''}{a} is {ratio:.1f} times {b}")
     print(flush=True)
 
 
+def best(medians: Mapping[str, float], kind: str) -> str:
+    """The fastest of the kinds whose names begin so."""
+    return max((name for name in medians if name.startswith(kind)), key=medians.__getitem__)
+
+
 def report_limit(speeds: Speeds | None, n_parameters: int, per_second: float, threads: int) -> None:
+    medians = {kind: statistics.median(each) for kind, each in (speeds or {}).items()}
     print(f"{threads} threads. Copying moves {per_second / 1e9:.1f} GB/s.")
     for name, dtype in PRECISIONS.items():
         n_bytes = n_parameters * dtype.itemsize
@@ -209,7 +230,7 @@ def report_limit(speeds: Speeds | None, n_parameters: int, per_second: float, th
         print(f"Weights in {name} are {n_bytes / 1e6:.1f} MB: one row can have at most {limit:,.0f} tokens/s if they")
         print("come from memory for each token.", end=" " if speeds else "\n")
         if speeds:
-            factors = [f"{side} {limit / statistics.median(speeds[f'{side} {name}']):.2f}" for side in SIDES]
+            factors = [f"{side} {limit / medians[best(medians, f'{side} {name},')]:.2f}" for side in SIDES]
             print(f"Factors from that limit: {', '.join(factors)}.")
 
 
