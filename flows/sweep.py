@@ -187,7 +187,7 @@ def _engines(checkout: Checkout, plan: Plan, record: Journal, concurrent: int) -
     ):
         wait_for_ray()
         cluster.connect(largest)
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has put in its own, which ends in a trace
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put one of its own in place, which leaves without a word
         tuning.check_room(plan, concurrent, cluster.resources())
         yield
 
@@ -205,15 +205,15 @@ def _keep(plan: Plan, settings: dict[str, Any], found: Sequence[Trial], chosen: 
 @contextmanager
 def _signals() -> Iterator[None]:
     """SIGTERM ends a sweep as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(checkout: Checkout, values: dict[str, Any], console: Console) -> int:
