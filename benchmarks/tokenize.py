@@ -26,6 +26,7 @@ import sysconfig
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from tasks.data import records
-from tasks.files import file_md5, read_json, write_json
+from tasks.files import file_md5, read_json, write_text
 from tasks.tokenizers import bytelevel, chat, folder, kinds, own, rows, shards, splits
 
 VOCAB_SIZE, N_WORKERS, MAX_CHARS = 4096, 2, 8000
@@ -77,7 +78,7 @@ def pieces(text: str) -> Iterator[str]:
         yield piece
 
 
-def write_text(root: Path, megabytes: float) -> None:
+def write_documents(root: Path, megabytes: float) -> None:
     """data/ of a run with these documents and no demonstrations."""
     columns: dict[str, list[Any]] = {"record_id": [], "split": [], "text": []}
     for number, (path, text) in enumerate(documents(round(megabytes * 1e6))):
@@ -89,8 +90,8 @@ def write_text(root: Path, megabytes: float) -> None:
     records.write(root / "data" / "text.parquet", columns)
 
 
-def _apply(item: str, kept: str) -> None:
-    write_json(Path(kept), json.loads(json.dumps(shards.encode(json.loads(item)))))
+def _apply(item: str) -> str:
+    return json.dumps(shards.encode(json.loads(item)), allow_nan=False)
 
 
 def _peak_mb() -> float:
@@ -109,14 +110,17 @@ def fan_out_to(pool: ProcessPoolExecutor, kept: Path) -> splits.FanOut:
 
     def fan_out(name: str, _function: str, items: Sequence[Mapping[str, Any]]) -> list[Any]:
         paths = [kept / name / f"{i:06d}.json" for i in range(len(items))]
-        busy: list[Future[None]] = []
+        busy: deque[tuple[Path, Future[str]]] = deque()
         for i, path in enumerate(paths):
             if len(busy) == N_WORKERS + 1:  # one waits, so that no worker does
-                busy.pop(0).result()
-            busy.append(pool.submit(_apply, json.dumps(items[i]), str(path)))
-        for future in busy:
-            future.result()
+                keep(*busy.popleft())
+            busy.append((path, pool.submit(_apply, json.dumps(items[i]))))
+        while busy:
+            keep(*busy.popleft())
         return [read_json(path) for path in paths]
+
+    def keep(path: Path, result: Future[str]) -> None:
+        write_text(path, result.result())
 
     return fan_out
 
@@ -237,7 +241,7 @@ def main() -> None:
         return
     root = arguments.folder / f"{arguments.megabytes:g}MB"
     if not (root / "data" / "text.parquet").is_file():
-        write_text(root, arguments.megabytes)
+        write_documents(root, arguments.megabytes)
     compare(root, arguments.rounds, arguments.own)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import Stopped
-from tasks.files import read_json, write_json
+from tasks.files import read_json, write_text
 from tasks.runtime import place as places
 from tasks.runtime.place import Files, Place
 
@@ -45,7 +45,7 @@ class PoolWorker:
     def apply(self, function: str, item: str) -> str:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        return json.dumps(_resolve(function)(json.loads(item)))
+        return json.dumps(_resolve(function)(json.loads(item)), allow_nan=False)
 
     def bring(self, digests: Mapping[str, str]) -> None:
         """Read from the store what the step has written meanwhile."""
@@ -206,7 +206,7 @@ class PoolFanOut:
             if not done:
                 continue
             index, worker = busy.pop(done[0])
-            write_json(kept[index], json.loads(ray.get(done[0])))
+            write_text(kept[index], ray.get(done[0]))
             idle.append(worker)
             n_done += 1
             self._report(n_done, len(items), {})
