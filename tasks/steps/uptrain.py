@@ -2,7 +2,8 @@
 
 Ainslie et al. 2023, section 2.1: mean-pool (`axon_models/decoder/pooling.py`), then the recipe of pretraining for a
 share α of its steps, 5 % in the paper. Here the recipe is `pretrain` of params.yaml with steps and warm-up times α, the
-schedule drawn together likewise, and rows go on where pretraining ended, so that none comes twice before all came once.
+schedule drawn together likewise with its peak at a sixth, since the whole peak undoes more in so few steps than they
+mend (docs/models.md), and rows go on where pretraining ended, so that none comes twice before all came once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tasks.training.loop import Recipe, fit
 from tasks.training.losses import stream_loss
 
 STAGE = "uptrain"
+PEAK = 1 / 6  # of pretraining's highest learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,4 +117,5 @@ def _recipe(context: StepContext, fraction: float) -> Recipe:
     whole = Recipe.of(STAGE, context.params.pretrain, context.params.precision)
     n_steps = max(1, round(fraction * whole.n_steps))
     warmup_steps = min(round(fraction * whole.warmup_steps), n_steps - 1)
-    return replace(whole, n_steps=n_steps, warmup_steps=warmup_steps, evaluate_every=n_steps)
+    peak = max(whole.min_learning_rate, PEAK * whole.learning_rate)
+    return replace(whole, n_steps=n_steps, warmup_steps=warmup_steps, evaluate_every=n_steps, learning_rate=peak)
