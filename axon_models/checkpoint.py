@@ -55,7 +55,7 @@ def _family_of(directory: str | Path) -> ModuleType:
     model_type = read_json(file).get("model_type") if file.is_file() else None
     if model_type == memory.MODEL_TYPE:
         return memory
-    if model_type is not None and model_type not in BY_TYPE:
+    if model_type is not None and model_type not in list(BY_TYPE):  # it may be anything, a list too
         known = ", ".join([*BY_TYPE, memory.MODEL_TYPE])
         raise CheckpointError(f"{file}: model_type={model_type!r} is not supported; allowed: {known}")
     return decoder

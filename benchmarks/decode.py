@@ -169,15 +169,19 @@ def compare(
     return speeds, {kind: n / n_answers for kind, n in n_same.items()}
 
 
+def numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--batches", default="1,8,64", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--batches", default="1,8,64", type=numbers)
     parser.add_argument("--requests", type=int, default=256, help="of the queue; 0 leaves it out")
-    parser.add_argument("--threads", default=str(torch.get_num_threads()), help="for example 1,2: each is tried")
+    parser.add_argument("--threads", default=str(torch.get_num_threads()), type=numbers, help="1,2: each is tried")
     asked = parser.parse_args()
-    threads = [int(n) for n in asked.threads.split(",")]
+    threads = asked.threads
     module = Decoder(config_of("x_llama", **SIZES))
     module.init_weights(torch.Generator().manual_seed(0))
     found: dict[str, Speeds] = {}

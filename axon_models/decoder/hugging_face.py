@@ -66,7 +66,7 @@ def to_json(config: DecoderConfig, *, bos_id: int, eos_id: int, pad_id: int, n_l
 def from_json(tree: Mapping[str, Any]) -> DecoderConfig:
     """The config in a `config.json` of a known model type; what this decoder cannot do is refused, all at once."""
     model_type = tree.get("model_type")
-    if model_type not in BY_TYPE:
+    if model_type not in list(BY_TYPE):
         known = " or ".join(map(repr, BY_TYPE))
         raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {known}")
     return _FAMILIES[BY_TYPE[model_type]].from_json(tree)

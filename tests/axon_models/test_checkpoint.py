@@ -175,12 +175,14 @@ def test_a_tied_matrix_may_stand_twice_but_not_as_two_matrices(directory: Path) 
         load(directory)
 
 
-def test_an_unknown_model_type_is_refused_with_those_that_are_known(directory: Path) -> None:
-    change_config(directory, model_type="bloom")
+@pytest.mark.parametrize("model_type", ["bloom", ["llama"], 3])
+def test_an_unknown_model_type_is_refused_with_those_that_are_known(directory: Path, model_type: object) -> None:
+    change_config(directory, model_type=model_type)
     with pytest.raises(
-        CheckpointError, match=r"model_type=.bloom. is not supported; allowed: llama, gpt2, .*axon_transformer_xl"
-    ):
+        CheckpointError, match=r"is not supported; allowed: llama, gpt2, .*axon_transformer_xl"
+    ) as caught:
         load(directory)
+    assert f"model_type={model_type!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
