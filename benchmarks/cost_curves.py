@@ -1,8 +1,9 @@
 """What a training step costs against parameters, sequence length and batch, with the machine's limits drawn in.
 
 Run: `.venv/bin/python -m benchmarks.cost_curves [--threads 2] [--steps 4] [--rounds 2] [--out docs/images]`. Measures
-in processes of their own and in turns, prints tables, and writes three figures into the folder: cost_parameters.svg,
-cost_sequence.svg and cost_batch.svg. Each has tokens/s above and memory below. The limits:
+in processes of their own and in turns, prints tables and a line of JSON, and writes three figures into the folder:
+cost_parameters.svg, cost_sequence.svg and cost_batch.svg. Each has tokens/s above and memory below. `--again FILE`
+draws them from that line in an earlier run's output, and measures nothing. The limits:
 
 - products: the measured peak of matrix products over the operations of a token (`benchmarks.flops`)
 - optimiser: the measured memory bandwidth over what AdamW reads and writes at least once a step, 28 bytes a parameter
@@ -81,17 +82,18 @@ def floor_mib(shape: Shape) -> float:
     return BYTES_KEPT * shape.n_parameters / 2**20
 
 
-Measured = dict[tuple[str, bool], dict[str, float]]  # by (precision, whether activations are recomputed)
+Kind = tuple[str, bool]  # precision, whether activations are recomputed
+KINDS: tuple[Kind, ...] = (("float32", False), ("bfloat16", False), ("bfloat16", True))
+Measured = dict[Kind, dict[str, float]]
 
 
 def measure(curve: Curve, given: argparse.Namespace, tokens: str) -> list[Measured]:
     """For each shape: median tokens/s and largest memory above imports, in both precisions and, in bfloat16, with
     activations computed again."""
-    kinds = [("float32", False), ("bfloat16", False), ("bfloat16", True)]
-    runs: dict[tuple[int, tuple[str, bool]], list[dict[str, Any]]] = {}
+    runs: dict[tuple[int, Kind], list[dict[str, Any]]] = {}
     for _ in range(given.rounds):
         for i, shape in enumerate(curve.shapes):
-            for kind in kinds:
+            for kind in KINDS:
                 spec = Spec(
                     contestant="axon",
                     precision=kind[0],
@@ -105,7 +107,7 @@ def measure(curve: Curve, given: argparse.Namespace, tokens: str) -> list[Measur
     found: list[Measured] = []
     for i, _ in enumerate(curve.shapes):
         of_shape: Measured = {}
-        for kind in kinds:
+        for kind in KINDS:
             speed = statistics.median(r["tokens_per_s"] for r in runs[i, kind])
             of_shape[kind] = {"tokens_per_s": speed, "mib": max(r["rise_mib"] for r in runs[i, kind])}
         found.append(of_shape)
@@ -116,15 +118,16 @@ def draw(curve: Curve, found: list[Measured], peak: dict[str, float], path: Path
     """Write one figure as SVG; the same numbers give the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7, 8), layout="constrained")
+    figure = Figure(figsize=(8, 8), layout="constrained")
     speed, memory = figure.subplots(2, 1, sharex=True)
     xs = [curve.at(shape) for shape in curve.shapes]
     colors = {"float32": "tab:orange", "bfloat16": "tab:blue"}
-    for kind in found[0]:
+    for kind in KINDS:
         precision, recompute = kind
         style: dict[str, Any] = {"marker": "o", "color": colors[precision], "linestyle": ":" if recompute else "-"}
-        label = f"Axon, {precision}{', activations recomputed' if recompute else ''}"
+        label = f"{precision}{', activations recomputed' if recompute else ''}"
         speed.plot(xs, [of_shape[kind]["tokens_per_s"] for of_shape in found], label=label, **style)
         memory.plot(xs, [of_shape[kind]["mib"] for of_shape in found], label=label, **style)
     for name in limits(curve.shapes[0], peak):
@@ -134,12 +137,22 @@ def draw(curve: Curve, found: list[Measured], peak: dict[str, float], path: Path
     memory.plot(xs, [floor_mib(s) for s in curve.shapes], "--", color="tab:gray", linewidth=1, label="16 B a parameter")
     for axes, label in ((speed, "tokens/s"), (memory, "MiB above imports")):
         axes.set(xscale="log", yscale="log", ylabel=label)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     memory.set_xlabel(curve.axis)
+    memory.set_xticks(xs, [short(x) for x in xs])
+    memory.xaxis.minorticks_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": curve.name}):
         figure.savefig(path, metadata={"Date": None})
+
+
+def short(number: float) -> str:
+    """1328256 as 1.3 M, 2048 as 2,048."""
+    return f"{number / 1e6:.3g} M" if number >= 1e6 else f"{number:,.0f}"
 
 
 def table(curve: Curve, found: list[Measured], peak: dict[str, float]) -> str:
@@ -162,11 +175,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--tiny", action="store_true", help="sizes that take a moment, to try the command")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="the output of an earlier run: draw it, no more")
     given = parser.parse_args()
+    chosen = list(map(smallest, curves())) if given.tiny else curves()
+    if given.again:
+        draw_again(chosen, json.loads(given.again.read_text().splitlines()[-1]), given.out)
+        return
     peak = run("benchmarks.peak", "--threads", str(given.threads))
     every: dict[str, Any] = {"threads": given.threads, "peak": peak}
     with tempfile.TemporaryDirectory() as folder:
-        for curve in map(smallest, curves()) if given.tiny else curves():
+        for curve in chosen:
             n_steps = given.steps + contestants.N_WARM
             n_tokens = n_steps * max(shape.tokens_per_step for shape in curve.shapes) + 1
             path = Path(folder) / f"{curve.name}.npy"
@@ -175,10 +193,26 @@ def main() -> None:
             draw(curve, found, peak, given.out / f"cost_{curve.name}.svg")
             print(f"\n{table(curve, found, peak)}", flush=True)
             every[curve.name] = [
-                {"at": curve.at(shape), **{f"{p}{', recomputing' if r else ''}": v for (p, r), v in of_shape.items()}}
+                {"at": curve.at(shape), **{key_of(kind): values for kind, values in of_shape.items()}}
                 for shape, of_shape in zip(curve.shapes, found, strict=True)
             ]
     print(json.dumps(every))
+
+
+def key_of(kind: Kind) -> str:
+    """A kind in the line of JSON."""
+    precision, recompute = kind
+    return f"{precision}{', recomputing' if recompute else ''}"
+
+
+def draw_again(chosen: list[Curve], every: dict[str, Any], out: Path) -> None:
+    """The figures of `every`, the line of JSON of a run of the same shapes."""
+    for curve in chosen:
+        points = every[curve.name]
+        if [point["at"] for point in points] != [curve.at(shape) for shape in curve.shapes]:
+            raise SystemExit(f"the figures of {curve.name} were measured at other sizes; measure anew, without --again")
+        found = [{kind: point[key_of(kind)] for kind in KINDS} for point in points]
+        draw(curve, found, every["peak"], out / f"cost_{curve.name}.svg")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.cost_curves import Measured, curves, draw, floor_mib, limits, smallest, table
+from benchmarks import cost_curves
+from benchmarks.cost_curves import KINDS, Measured, curves, draw, floor_mib, key_of, limits, short, smallest, table
 from benchmarks.flops import Shape
 
 SHAPE = Shape(
@@ -16,8 +19,7 @@ PEAK = {"float32": 9312.0, "bfloat16": 18_624.0, "memory": 1e6}
 
 
 def _found(speed: float) -> Measured:
-    kinds = (("float32", False), ("bfloat16", False), ("bfloat16", True))
-    return {kind: {"tokens_per_s": speed * (i + 1), "mib": 10.0 + i} for i, kind in enumerate(kinds)}
+    return {kind: {"tokens_per_s": speed * (i + 1), "mib": 10.0 + i} for i, kind in enumerate(KINDS)}
 
 
 def test_limits_by_hand() -> None:
@@ -47,6 +49,29 @@ def test_the_same_numbers_give_the_same_figure(tmp_path: Path) -> None:
     draw(curve, [_found(100.0), _found(60.0)], PEAK, tmp_path / "c.svg")
     first, same, other = ((tmp_path / f"{name}.svg").read_bytes() for name in "abc")
     assert first == same != other
+
+
+def test_an_earlier_run_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [_found(100.0), _found(50.0)]
+    every: dict[str, Any] = {"peak": PEAK}
+    for curve in map(smallest, curves()):
+        draw(curve, found, PEAK, tmp_path / "first" / f"cost_{curve.name}.svg")
+        points = zip(curve.shapes, found, strict=True)
+        every[curve.name] = [{"at": curve.at(s), **{key_of(k): v for k, v in f.items()}} for s, f in points]
+    log = tmp_path / "log"
+    log.write_text(f"a table\n{json.dumps(every)}\n")
+    command = ["cost_curves", "--again", str(log), "--out", str(tmp_path / "again")]
+    monkeypatch.setattr("sys.argv", [*command, "--tiny"])
+    cost_curves.main()
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="parameters were measured at other sizes"):
+        cost_curves.main()
+
+
+def test_short_numbers() -> None:
+    assert [short(n) for n in (64, 2048, 1_328_256, 78_700_000)] == ["64", "2,048", "1.33 M", "78.7 M"]
 
 
 def test_the_table_says_how_much_of_the_limit_is_reached() -> None:
