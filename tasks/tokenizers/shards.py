@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from tasks.tokenizers import chat, folder
+from tasks.tokenizers.words import Encoder
 
 SHARD_BYTES = 1_500_000
 MAX_VOCAB_SIZE = 2**16
@@ -38,42 +39,28 @@ def encode(item: dict[str, Any]) -> dict[str, Any]:
     A text ends with `<|endoftext|>`; a demonstration is a whole chat, with the length of its prompt.
     """
     path = Path(item["root"]) / "tokenizer"
-    tokenizer = _loaded(path, (path / folder.FILES[0]).stat().st_mtime_ns)
+    tokenizer, encoder = _loaded(path, (path / folder.FILES[0]).stat().st_mtime_ns)
     tokens, lengths, prompt_lengths = array("H"), [], []
     if "texts" in item:
-        for encoding in _encode_all(tokenizer, item["texts"]):
-            ids = encoding.ids
-            tokens.fromlist(ids)
+        for ids in encoder.encode(item["texts"]):
+            tokens.extend(ids)
             tokens.append(chat.END_OF_TEXT)
             lengths.append(len(ids) + 1)
             prompt_lengths.append(0)
     else:
         for prompt, answer in zip(item["prompts"], item["answers"], strict=True):
-            ids, prompt_length = chat.encode_example(tokenizer, prompt, answer)
-            tokens.fromlist(ids)
-            lengths.append(len(ids))
+            example, prompt_length = chat.encode_example(tokenizer, prompt, answer)
+            tokens.fromlist(example)
+            lengths.append(len(example))
             prompt_lengths.append(prompt_length)
     return {"tokens": pack(tokens), "lengths": lengths, "prompt_lengths": prompt_lengths}
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: Path, _modified_ns: int) -> Tokenizer:
-    """The tokenizer, with what it remembers of words, for all shards that a process encodes."""
-    return folder.load(path)
-
-
-def _encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> Sequence[Encoding]:
-    """As `chat.encode_text` of each, without the places of tokens in the text; in one thread, as fan-out promises."""
-    tokenizer.encode_special_tokens = True
-    parallel = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        return list(tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
-    finally:
-        if parallel is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = parallel
+def _loaded(path: Path, _modified_ns: int) -> tuple[Tokenizer, Encoder]:
+    """The tokenizer, and what remembers the tokens of words, for all shards that a process encodes."""
+    tokenizer = folder.load(path)
+    return tokenizer, Encoder(tokenizer)
 
 
 def pack(tokens: array[int]) -> str:
