@@ -1,7 +1,8 @@
 """Every preset through the whole pipeline at a tiny size: trained, aligned, evaluated, registered, one after another.
 
 Run: `make zoo`, or `.venv/bin/python -m benchmarks.zoo [--only NAME,…] [--minutes 25] [--out docs/zoo.md]
-[--work FOLDER]`.
+[--work FOLDER] [--size default]`. With `--size default` nothing but the preset differs from params.yaml: some ten
+minutes each, so give `--minutes 150`.
 
 In a fresh copy of the checkout it runs `axon run --set model.preset=NAME` for each preset in turn, with the real
 engines. Nothing but the preset changes, so data and tokens are made once. A preset that fails is shown with its last
@@ -37,9 +38,11 @@ from tasks.files import read_json, write_json
 from tasks.parameters import load
 from tasks.steps.pretrain import config_of_shape
 from tests.flows.workspace import TINY, Workspace
-from tests.helpers import code_digest
+from tests.helpers import code_digest, make_params, make_tree
 
-# Enough steps that the figures of presets differ by more than chance; widths that follow from others are the preset's.
+SIZES = ("tiny", "default")
+# The tiny size: enough steps that the figures of presets differ by more than chance; widths that follow from others are
+# the preset's.
 PARAMETERS: dict[str, Any] = TINY | {
     "model.kv_heads": None,
     "model.d_feed_forward": None,
@@ -117,17 +120,21 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Sequence[Result], machine: str) -> str:
-    """docs/zoo.md."""
-    of_steps = f"{PARAMETERS['pretrain.n_steps']} steps of pretraining and {PARAMETERS['sft.n_steps']} of fine-tuning"
-    n_prompts = PARAMETERS["evaluate.n_maths"] + PARAMETERS["evaluate.n_docs"]
-    return f"""# Every preset through the whole pipeline
-`make zoo` ran `axon run --set model.preset=NAME` for each preset, from data to report, with the real engines.
+def page(results: Sequence[Result], machine: str, size: str) -> str:
+    """docs/zoo.md, or docs/zoo_default.md."""
+    parameters = make_params(overrides(size))
+    of_steps = f"{parameters.pretrain.n_steps} steps of pretraining and {parameters.sft.n_steps} of fine-tuning"
+    n_prompts = parameters.evaluate.n_maths + parameters.evaluate.n_docs
+    command, models = (
+        ("make zoo", "tiny") if size == "tiny" else ('make zoo ZOO="--size default"', "of the default size")
+    )
+    return f"""# Every preset through the whole pipeline{", at the default size" if size == "default" else ""}
+`{command}` ran `axon run --set model.preset=NAME` for each preset, from data to report, with the real engines.
 {machine}.
 
-The models are tiny: width {PARAMETERS["model.d_model"]}, {PARAMETERS["model.n_layers"]} layers, {of_steps} on one
+The models are {models}: width {parameters.model.d_model}, {parameters.model.n_layers} layers, {of_steps} on one
 seed. The table shows that each preset trains, aligns and is evaluated; it does not say which is better, since their
-numbers of parameters differ and nothing was tuned.
+numbers of parameters differ and nothing was tuned{" but `x_llama`" if size == "default" else ""}.
 
 {table(results)}
 
@@ -136,6 +143,11 @@ pretrained model on validation text. *SFT loss*: nats a token of held-out answer
 mean over at most {n_prompts} held-out prompts, 0 to 1. *Exact match*: of the maths questions among them. *Seconds*:
 all of `axon run`, engines included; data and tokens had been made before.
 """
+
+
+def overrides(size: str) -> dict[str, Any]:
+    """What a size changes in params.yaml."""
+    return PARAMETERS if size == "tiny" else {}
 
 
 def last_lines(log: str) -> tuple[str, ...]:
@@ -203,18 +215,18 @@ def presets_named(text: str) -> list[str]:
     return [name for name in PRESETS if name in wanted]
 
 
-def version() -> str:
+def version(size: str) -> str:
     """What results may be put into one table: those of the same code and parameters."""
-    return hashlib.sha256(json.dumps([code_digest(), PARAMETERS]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([code_digest(), make_tree(overrides(size))]).encode()).hexdigest()[:12]
 
 
-def made(work: Path, only: Sequence[str], minutes: float) -> list[Result]:
+def made(work: Path, only: Sequence[str], minutes: float, size: str) -> list[Result]:
     """Run the presets that have no result yet; those that time was too short for are left out."""
     deadline = time.monotonic() + 60 * minutes
     workspace = Workspace(work / "checkout")
     if not (work / "made").is_file():  # a copy that was cut off is no copy
         shutil.rmtree(workspace.root, ignore_errors=True)
-        Workspace.create(workspace.root).set_parameters(PARAMETERS)
+        Workspace.create(workspace.root).set_parameters(overrides(size))
         (work / "made").write_text("")
     results = kept(work)
     if set(only) - set(results):
@@ -236,18 +248,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=presets_named, default=list(PRESETS), metavar="NAME,…")
     parser.add_argument("--minutes", type=float, default=25.0, help="no preset goes on past this (default: 25)")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: params.yaml as it is")
     parser.add_argument("--out", type=Path, help="write the page there")
     parser.add_argument("--work", type=Path, help="a folder for the copy of the checkout (default: a temporary one)")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the run that is under way, too
-    work = (asked.work or Path(tempfile.gettempdir()) / f"axon-zoo-{os.getuid()}") / version()
+    work = (asked.work or Path(tempfile.gettempdir()) / f"axon-zoo-{os.getuid()}") / version(asked.size)
     work.mkdir(parents=True, exist_ok=True)
     print(f"in {work}; the same command goes on from here", flush=True)
-    results = made(work.resolve(), asked.only, asked.minutes)
+    results = made(work.resolve(), asked.only, asked.minutes, asked.size)
     print(f"\n{table(results)}")
     if asked.out:
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-        asked.out.write_text(page(results, f"{time.strftime('%Y-%m-%d')}, {machine}"), encoding="utf-8")
+        asked.out.write_text(page(results, f"{time.strftime('%Y-%m-%d')}, {machine}", asked.size), encoding="utf-8")
     failed = [result.preset for result in results if result.failure]
     not_run = [preset for preset in asked.only if preset not in {result.preset for result in results}]
     for what, names in (("failed", failed), ("not run, time was over", not_run)):

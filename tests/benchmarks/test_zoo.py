@@ -14,7 +14,18 @@ import yaml
 
 from axon_models.presets import PRESETS, build
 from benchmarks import zoo
-from benchmarks.zoo import PARAMETERS, Result, figures, kept, last_lines, page, presets_named, run_axon, table
+from benchmarks.zoo import (
+    PARAMETERS,
+    Result,
+    figures,
+    kept,
+    last_lines,
+    overrides,
+    page,
+    presets_named,
+    run_axon,
+    table,
+)
 from tasks.data import records
 from tasks.files import write_json
 from tasks.steps.pretrain import config_of_shape
@@ -32,13 +43,14 @@ def of_preset(preset: str) -> dict[str, object]:
     return PARAMETERS | {"model.preset": preset}
 
 
+@pytest.mark.parametrize(("size", "most"), [("tiny", 500_000), ("default", 13_000_000)])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_nothing_but_the_preset_has_to_change(preset: str) -> None:
-    params = make_params(of_preset(preset))
+def test_nothing_but_the_preset_has_to_change(preset: str, size: str, most: int) -> None:
+    params = make_params(overrides(size) | {"model.preset": preset})
     config = config_of_shape(params.model, params.tokenizer.vocab_size)
     with torch.device("meta"):
         built = sum(p.numel() for p in build(config).parameters())
-    assert config.n_parameters == built < 500_000
+    assert config.n_parameters == built < most
     longest = params.preferences.prompt_tokens + params.preferences.max_new_tokens
     assert max(longest, params.sft.seq_len, params.pretrain.seq_len) <= config.max_positions
 
@@ -91,8 +103,13 @@ def test_the_table_has_a_row_for_each_and_the_last_lines_of_those_that_failed() 
     assert rows[3].startswith("| `phi` | **failed with exit code 1** |")
     assert rows[3].endswith("| 10 |")
     assert text.endswith("Last lines of `phi`:\n\n    one\n    two")
-    whole = page([bad], "A machine")
-    assert table([bad]) in whole
+    for size, said in (
+        ("tiny", "The models are tiny: width 48, 2 layers"),
+        ("default", "of the default size: width 256"),
+    ):
+        whole = page([bad], "A machine", size)
+        assert table([bad]) in whole
+        assert said in whole
 
 
 def test_last_lines_are_the_last_that_say_something() -> None:
@@ -128,7 +145,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, st
 
     monkeypatch.setattr(zoo, "run_axon", run)
     monkeypatch.setattr(Workspace, "create", staticmethod(create))
-    monkeypatch.setattr(zoo, "version", lambda: "version")
+    monkeypatch.setattr(zoo, "version", lambda _size: "version")
     return calls
 
 
@@ -202,11 +219,11 @@ def test_a_command_is_logged_and_stopped_at_its_limit(tmp_path: Path, code: str,
 
 
 def test_versions_differ_with_code_and_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = zoo.version()
-    assert zoo.version() == one
+    one = zoo.version("tiny")
+    assert zoo.version("tiny") == one != zoo.version("default")
     with monkeypatch.context() as patch:
         patch.setattr(zoo, "PARAMETERS", PARAMETERS | {"seed": 8})
-        assert zoo.version() != one
-    assert zoo.version() == one
+        assert zoo.version("tiny") != one
+    assert zoo.version("tiny") == one
     monkeypatch.setattr(zoo, "code_digest", lambda: "other")
-    assert zoo.version() != one
+    assert zoo.version("tiny") != one
