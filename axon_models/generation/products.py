@@ -1,12 +1,11 @@
 """Products of a few rows with weights that stay, each weight laid out once in the order that its product reads fastest.
 
-What is fastest depends on how many rows there will be and on the type. For the weights of a 5.5 M decoder that came
-from memory, on one thread of an AMD Zen 4:
-  one row, float32: `torch.mm` on input × output, or output × input where inputs are more. Memory sets the pace.
-  one row, bfloat16: `embedding_bag`, which sums weighted rows of a matrix: 0.8 ms, packed 1.4, `torch.mm` 2.4. Both
-    look up or convert more than they multiply.
-  more rows: oneDNN's packed weights (what `torch.compile` freezes a linear layer into). 64 rows: float32 9 ms against
-    11 by `torch.mm`, bfloat16 4.8 against 6. Where this build of torch has none, `torch.mm`.
+What is fastest depends on how many rows there will be and on the type. For the weights of a 5.5 M decoder, of which a
+step reads each once, on one and on two threads of an AMD Zen 4:
+  one row: `embedding_bag`, which sums weighted rows of a matrix, 0.8 and 0.5 ms in float32 (packed 1.2 and 0.8,
+    `torch.mm` 1.5 and 1.0), 0.4 and 0.3 ms in bfloat16 (packed 0.6 and 0.5, `torch.mm` 1.0 and 0.7).
+  more rows: oneDNN's packed weights (what `torch.compile` freezes a linear layer into). 64 rows on one thread: 9 ms in
+    float32 (`torch.mm` 11), 4.8 in bfloat16 (6). Where this build of torch has none, `torch.mm`.
 """
 # N rows, I inputs, O outputs, T blocks of columns
 
@@ -40,11 +39,9 @@ class Product(Protocol):
 
 def layout(dtype: torch.dtype, n_rows: int) -> Callable[[Tensor], Product]:
     """What turns a weight (O, I) into its product, for steps of up to `n_rows` rows."""
-    if dtype == torch.float32 and (n_rows == 1 or not _packs(dtype)):
-        return Plain
     if n_rows == 1:
         return OneRow
-    return Packed if _packs(dtype) else Rounded
+    return Packed if _packs(dtype) else Plain
 
 
 def _packs(dtype: torch.dtype) -> bool:
@@ -54,24 +51,7 @@ def _packs(dtype: torch.dtype) -> bool:
 
 
 class Plain:
-    """`torch.mm` in float32."""
-
-    def __init__(self, weight: Tensor) -> None:
-        outputs, inputs = weight.shape
-        self._weight = weight.clone().t() if inputs > outputs else weight.t().contiguous()  # (I, O)
-
-    def of(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self._weight)
-
-    def into(self, x: Tensor, out: Tensor) -> None:
-        torch.mm(x, self._weight, out=out)
-
-    def onto(self, x: Tensor, total: Tensor) -> None:
-        total.addmm_(x, self._weight)
-
-
-class Rounded:
-    """`torch.mm` in a shorter type."""
+    """`torch.mm`, in either type."""
 
     def __init__(self, weight: Tensor) -> None:
         self._weight = weight.t().contiguous()  # (I, O)
@@ -86,7 +66,7 @@ class Rounded:
         total.add_(self.of(x))
 
 
-class OneRow(Rounded):
+class OneRow(Plain):
     """One row by `embedding_bag`, several rows (a prompt) by `torch.bmm`.
 
     The columns stand in blocks, each the rows of one bag, one behind the other in memory: read in columns of the whole
@@ -111,7 +91,7 @@ class OneRow(Rounded):
         return parts.view(1, -1)  # (T, O/T) to (1, O)
 
 
-class Packed(Rounded):
+class Packed(Plain):
     """oneDNN's product of packed weights, in either type."""
 
     def __init__(self, weight: Tensor) -> None:
