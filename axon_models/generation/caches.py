@@ -1,16 +1,20 @@
-"""Where decoding keeps keys and values: buffers of full length, or buffers that grow with what is written."""
+"""Where decoding keeps keys and values: buffers of full length, buffers that grow with what is written, or the last
+window of positions alone."""
 # L layers, N buffers (keys or values of a layer), B rows, G kv groups, S slots, d head dimension
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
+from axon_models.decoder.model import Decoder
 from axon_models.layers.cache import KVCache
 from axon_models.layers.language_model import LanguageModel
+from axon_models.layers.rolling_cache import RollingCache
 
 FIRST_SLOTS = 64  # of a buffer that grows
 
@@ -43,10 +47,22 @@ def new_cache(module: LanguageModel, n_rows: int, length: int, *, growing: bool)
     return cache
 
 
-def rows_of(cache: KVCache, start: int, stop: int) -> KVCache:
+def can_roll(module: LanguageModel, length: int) -> TypeGuard[Decoder]:
+    """Whether every layer sees the same window of positions, shorter than `length`."""
+    if not isinstance(module, Decoder) or module.config.window is None:
+        return False
+    return module.config.window < length and set(module.config.windows) == {module.config.window}
+
+
+AnyCache = TypeVar("AnyCache", KVCache, RollingCache)
+
+
+def rows_of(cache: AnyCache, start: int, stop: int) -> AnyCache:
     """A cache that is rows start … stop−1 of `cache`, in the same memory."""
     part = copy.copy(cache)
     part.keys, part.values = cache.keys[:, start:stop], cache.values[:, start:stop]
+    if isinstance(part, RollingCache):
+        part.held = part.held[start:stop]
     return part
 
 

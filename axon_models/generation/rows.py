@@ -1,7 +1,8 @@
 """The rows that are being written, with their keys and values: pre-fill prompts, add a token to each, drop some.
 
-`ModuleRows` asks the model's own modules and works for every decoder. `prepared.py` has the same for the default kind
-of decoder with everything prepared for single tokens; `rows_for` chooses, once.
+`ModuleRows` asks the model's own modules and works for every decoder; `RollingRows` too, for those that see a window of
+positions alone. `prepared.py` has the same for the default kind of decoder with everything prepared for single tokens;
+`rows_for` chooses, once.
 """
 # B rows, T time, S slots, D model, V vocabulary
 
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axon_models.generation.caches import GrowingKVCache, move_rows, new_cache, rows_of
+from axon_models.decoder.model import Decoder
+from axon_models.generation.caches import GrowingKVCache, can_roll, move_rows, new_cache, rows_of
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.products import DTYPES
 from axon_models.layers.language_model import LanguageModel
+from axon_models.layers.rolling_cache import RollingCache
 
 
 class Rows(Protocol):
@@ -50,7 +53,8 @@ def rows_for(
 ) -> Rows:
     """Rows of a decoder: at most `n_rows` of up to `length` tokens, pre-filled at most `chunk` tokens at a time.
 
-    `growing` buffers take memory for what is written, others for `length` from the start. `prepare`: bring the
+    `growing` buffers take memory for what is written, or for the window where the decoder sees no more; others for
+    `length` from the start. `prepare`: bring the
     weights into the layout of `prepared.py` where that knows the decoder; they must not change afterwards. dtype:
     that weights are rounded to, float32 or bfloat16 (default: their own); where `prepared.py` does not know the
     decoder, a rounded copy of it is made. Raises `ValueError` for another type.
@@ -61,6 +65,8 @@ def rows_for(
     if prepare and can_prepare(module):
         return PreparedRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing, dtype=dtype or own)
     module = module if dtype in (None, own) else copy.deepcopy(module).to(dtype)
+    if growing and can_roll(module, length):
+        return RollingRows(module, n_rows=n_rows, length=length, chunk=chunk)
     return ModuleRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing)
 
 
@@ -81,15 +87,10 @@ class ModuleRows:
         """The logits (1, V) after a prompt that becomes a further row."""
         row = len(self._lengths)
         self._reserve(len(prompt))
-        cache = rows_of(self._cache, row, row + 1)
         for start in range(0, len(prompt), self._chunk):
             positions = self._slots[start : start + self._chunk][: len(prompt) - start].unsqueeze(0)  # (1, T)
             tokens = torch.tensor([prompt[start : start + self._chunk]], device=positions.device)  # (1, T)
-            n_slots = start + tokens.shape[1]
-            mask = (
-                None if start == 0 else (self._slots[:n_slots] <= positions.unsqueeze(2)).unsqueeze(1)
-            )  # (1, 1, T, S)
-            hidden = self._module.hidden(tokens, positions=positions if start else None, mask=mask, cache=cache)
+            hidden = self._hidden(tokens, positions, row, start + tokens.shape[1], is_first=start == 0)
         self._lengths.append(len(prompt))
         return F.linear(hidden[:, -1], self._module.output_weight)
 
@@ -105,12 +106,44 @@ class ModuleRows:
         n_slots = max(self._lengths) + 1
         self._reserve(n_slots)
         positions = torch.tensor(self._lengths, device=tokens.device).unsqueeze(1)  # (B, 1)
-        mask = (self._slots[:n_slots] <= positions)[:, None, None]  # (B, 1, 1, S)
-        cache = rows_of(self._cache, 0, len(self._lengths))
-        hidden = self._module.hidden(tokens.unsqueeze(1), positions=positions, mask=mask, cache=cache)  # (B, 1, D)
+        hidden = self._hidden(tokens.unsqueeze(1), positions, 0, n_slots)  # (B, 1, D)
         self._lengths = [length + 1 for length in self._lengths]
         return F.linear(hidden.squeeze(1), self._module.output_weight)
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, row: int, n_slots: int, *, is_first: bool = False) -> Tensor:
+        """The states (B, T, D) of `tokens` at `positions` (B, T), of the rows from `row` on, below position `n_slots`.
+
+        is_first: these are positions 0 … T−1.
+        """
+        cache = rows_of(self._cache, row, row + len(tokens))
+        if is_first:
+            return self._module.hidden(tokens, cache=cache)
+        mask = (self._slots[:n_slots] <= positions.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
+        return self._module.hidden(tokens, positions=positions, mask=mask, cache=cache)
 
     def _reserve(self, n_slots: int) -> None:
         if isinstance(self._cache, GrowingKVCache):
             self._cache.reserve(n_slots)
+
+
+class RollingRows(ModuleRows):
+    """`Rows` of a decoder whose every layer sees the same window: keys and values of that many positions are kept."""
+
+    def __init__(self, module: Decoder, *, n_rows: int, length: int, chunk: int) -> None:
+        super().__init__(module, n_rows=0, length=length, chunk=chunk)
+        rolling = module.new_cache(n_rows, length, rolling=True)
+        assert isinstance(rolling, RollingCache)
+        self._rolling = rolling
+
+    def keep(self, order: Sequence[int]) -> None:
+        """As `Rows.keep`."""
+        n_slots = self._rolling.window + 1
+        move_rows(self._rolling.keys, order, n_slots)
+        move_rows(self._rolling.values, order, n_slots)
+        self._rolling.held[: len(order)] = self._rolling.held[list(order)]
+        self._lengths = [self._lengths[row] for row in order]
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, row: int, n_slots: int, *, is_first: bool = False) -> Tensor:
+        """As `ModuleRows._hidden`; what a row kept from an earlier request is dropped as it begins at position 0."""
+        cache = rows_of(self._rolling, row, row + len(tokens))
+        return self._module.hidden(tokens, positions=positions, cache=cache)

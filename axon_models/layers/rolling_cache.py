@@ -54,7 +54,7 @@ class RollingCache:
         bias = as_bias(seen if mask is None else both_seen(_at(mask, places.expand(seen.shape)), seen))
         kept = real & (positions > positions.amax(1, keepdim=True) - self.window)
         slots = torch.where(kept, positions % self.window, self.window)  # (B, T)
-        self.held = held.scatter(1, slots, torch.where(kept, positions, -1))
+        self.held.copy_(held.scatter(1, slots, torch.where(kept, positions, -1)))
         return [_RollingLayer(keys, values, slots, bias) for keys, values in zip(self.keys, self.values, strict=True)]
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from axon_models.decoder import config as configs
 from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import config_of
 from axon_models.generation import prepared
 from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
-from axon_models.generation.rows import ModuleRows, Rows, rows_for
-from tests.axon_models.small import small_decoder, some_tokens
+from axon_models.generation.rows import ModuleRows, RollingRows, Rows, rows_for
+from tests.axon_models.small import randomise, small_decoder, some_tokens
 
 KINDS: dict[str, Callable[..., Rows]] = {"prepared": PreparedRows, "modules": ModuleRows}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -113,6 +114,43 @@ def test_a_row_in_the_place_of_a_longer_one_sees_nothing_of_it(kind: str) -> Non
         for token in (7, 8):
             logits = rows.step(torch.tensor([token, token]))
     assert_near(logits, recomputed(model, [[*kept, 7, 8], [*shorter, 7, 8]]))
+
+
+def windowed(preset: str = "mistral", window: int = 6, **settings: Any) -> Decoder:
+    sizes = {"vocab_size": 67, "d_model": 24, "n_layers": 3, "heads": 6, "kv_heads": 2, "max_positions": 64}
+    return randomise(Decoder(config_of(preset, window=window, **sizes, **settings))).eval()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 16, 1000])
+@pytest.mark.parametrize(("preset", "window"), [("mistral", 6), ("mistral", 1), ("mistral", 40), ("mixtral", 6)])
+def test_rows_of_a_window_are_full_recomputation(preset: str, window: int, chunk: int) -> None:
+    """Prompts and answers shorter than the window, longer, and several times as long, in rows that change places."""
+    model = windowed(preset, window)
+    rows = rows_for(model, n_rows=5, length=64, chunk=chunk)
+    assert isinstance(rows, RollingRows)
+    assert rows._rolling.keys.shape[3] == window + 1
+    follow(model, rows, 15)
+
+
+def test_a_row_of_a_window_sees_nothing_of_what_stood_in_its_place() -> None:
+    model = windowed(window=20)
+    rows = rows_for(model, n_rows=2, length=64, chunk=64)
+    longer, shorter = (some_tokens(n, seed=n).tolist() for n in (40, 2))
+    with torch.inference_mode():
+        rows.add([longer, longer])
+        rows.keep([])
+        rows.add([shorter])
+        logits = rows.step(torch.tensor([7]))
+    assert_near(logits, recomputed(model, [[*shorter, 7]]))
+
+
+def test_a_window_is_rolled_only_where_it_saves_something_and_all_layers_have_it() -> None:
+    assert type(rows_for(windowed(window=64), n_rows=1, length=64, chunk=8)) is ModuleRows
+    assert type(rows_for(windowed(window=6), n_rows=1, length=64, chunk=8, growing=False)) is ModuleRows
+    sparse = Decoder(
+        config_of("gpt3_sparse", vocab_size=67, d_model=24, n_layers=2, heads=6, max_positions=64, window=6)
+    )
+    assert type(rows_for(sparse, n_rows=1, length=64, chunk=8)) is ModuleRows
 
 
 def test_growing_stops_at_the_length() -> None:
