@@ -151,7 +151,7 @@ def draw(curve: Curve, found: list[Measured], peak: dict[str, float], path: Path
 
 
 def short(number: float) -> str:
-    """1328256 as 1.3 M, 2048 as 2,048."""
+    """1328256 as 1.33 M, 2048 as 2,048."""
     return f"{number / 1e6:.3g} M" if number >= 1e6 else f"{number:,.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Every preset through the whole pipeline at a tiny size: trained, aligned, evaluated, registered, one after another.
+"""Every preset through the whole pipeline: trained, aligned, evaluated, registered, one after another, at a tiny size.
 
 Run: `make zoo`, or `.venv/bin/python -m benchmarks.zoo [--only NAME,…] [--minutes 25] [--out docs/zoo.md]
 [--work FOLDER] [--size default]`. With `--size default` nothing but the preset differs from params.yaml: some ten
@@ -248,7 +248,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=presets_named, default=list(PRESETS), metavar="NAME,…")
     parser.add_argument("--minutes", type=float, default=25.0, help="no preset goes on past this (default: 25)")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: params.yaml as it is")
+    parser.add_argument(
+        "--size", choices=SIZES, default="tiny", help="tiny, if not given; default: that of params.yaml"
+    )
     parser.add_argument("--out", type=Path, help="write the page there")
     parser.add_argument("--work", type=Path, help="a folder for the copy of the checkout (default: a temporary one)")
     asked = parser.parse_args()

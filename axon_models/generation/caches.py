@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from axon_models.decoder.model import Decoder
 from axon_models.layers.cache import KVCache
-from axon_models.layers.language_model import LanguageModel
+from axon_models.layers.language_model import Cache, LanguageModel
 from axon_models.layers.rolling_cache import RollingCache
 
 FIRST_SLOTS = 64  # of a buffer that grows
@@ -30,31 +30,38 @@ class GrowingKVCache(KVCache):
         self.values = grown(self.values, n_slots, self.max_length)
 
 
-def new_cache(module: LanguageModel, n_rows: int, length: int, *, growing: bool) -> KVCache:
-    """An empty cache of a decoder for `n_rows` rows of up to `length` tokens. The only place that makes one here."""
+def new_cache(module: LanguageModel, n_rows: int, length: int, *, growing: bool) -> Cache:
+    """An empty cache of a decoder for `n_rows` rows of up to `length` tokens. The only place that makes one here.
+
+    One that grows keeps a window alone where every layer has the same, shorter than `length`.
+    """
     config = module.config
-    cache = (GrowingKVCache if growing else KVCache)(
-        n_layers=config.n_layers,
-        batch=n_rows,
-        length=min(length, FIRST_SLOTS) if growing else length,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        dtype=module.embedding.weight.dtype,
-        device=module.embedding.weight.device,
-    )
-    if isinstance(cache, GrowingKVCache):
-        cache.max_length = length
+    sizes: dict[str, Any] = {
+        "n_layers": config.n_layers,
+        "batch": n_rows,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "dtype": module.embedding.weight.dtype,
+        "device": module.embedding.weight.device,
+    }
+    window = _window(module)
+    if growing and window is not None and window < length:
+        return RollingCache(**sizes, window=window, n_slots=FIRST_SLOTS)
+    if not growing:
+        return KVCache(**sizes, length=length)
+    cache = GrowingKVCache(**sizes, length=min(length, FIRST_SLOTS))
+    cache.max_length = length
     return cache
 
 
-def can_roll(module: LanguageModel, length: int) -> TypeGuard[Decoder]:
-    """Whether every layer sees the same window of positions, shorter than `length`."""
-    if not isinstance(module, Decoder) or module.config.window is None:
-        return False
-    return module.config.window < length and set(module.config.windows) == {module.config.window}
+def _window(module: LanguageModel) -> int | None:
+    """The window of positions that every layer sees, None where layers differ or see everything."""
+    if isinstance(module, Decoder) and len(set(module.config.windows)) == 1:
+        return module.config.windows[0]
+    return None
 
 
-AnyCache = TypeVar("AnyCache", KVCache, RollingCache)
+AnyCache = TypeVar("AnyCache", bound=Cache)
 
 
 def rows_of(cache: AnyCache, start: int, stop: int) -> AnyCache:

@@ -1,8 +1,7 @@
 """The rows that are being written, with their keys and values: pre-fill prompts, add a token to each, drop some.
 
-`ModuleRows` asks the model's own modules and works for every decoder; `RollingRows` too, for those that see a window of
-positions alone. `prepared.py` has the same for the default kind of decoder with everything prepared for single tokens;
-`rows_for` chooses, once.
+`ModuleRows` asks the model's own modules and works for every decoder. `prepared.py` has the same for the default kind
+of decoder with everything prepared for single tokens; `rows_for` chooses, once.
 """
 # B rows, T time, S slots, D model, V vocabulary
 
@@ -16,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axon_models.decoder.model import Decoder
-from axon_models.generation.caches import GrowingKVCache, can_roll, move_rows, new_cache, rows_of
+from axon_models.generation.caches import GrowingKVCache, move_rows, new_cache, rows_of
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.products import DTYPES
@@ -53,7 +51,7 @@ def rows_for(
 ) -> Rows:
     """Rows of a decoder: at most `n_rows` of up to `length` tokens, pre-filled at most `chunk` tokens at a time.
 
-    `growing` buffers take memory for what is written, or for the window where the decoder sees no more; others for
+    `growing` buffers take memory for what is written, or for the window where the decoder sees no more, others for
     `length` from the start. `prepare`: bring the
     weights into the layout of `prepared.py` where that knows the decoder; they must not change afterwards. dtype:
     that weights are rounded to, float32 or bfloat16 (default: their own); where `prepared.py` does not know the
@@ -65,8 +63,6 @@ def rows_for(
     if prepare and can_prepare(module):
         return PreparedRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing, dtype=dtype or own)
     module = module if dtype in (None, own) else copy.deepcopy(module).to(dtype)
-    if growing and can_roll(module, length):
-        return RollingRows(module, n_rows=n_rows, length=length, chunk=chunk)
     return ModuleRows(module, n_rows=n_rows, length=length, chunk=chunk, growing=growing)
 
 
@@ -97,6 +93,9 @@ class ModuleRows:
     def keep(self, order: Sequence[int]) -> None:
         """As `Rows.keep`."""
         n_slots = max(self._lengths, default=0)
+        if isinstance(self._cache, RollingCache):
+            self._cache.held[: len(order)] = self._cache.held[list(order)]
+            n_slots = self._cache.n_slots
         move_rows(self._cache.keys, order, n_slots)
         move_rows(self._cache.values, order, n_slots)
         self._lengths = [self._lengths[row] for row in order]
@@ -117,33 +116,14 @@ class ModuleRows:
         """
         cache = rows_of(self._cache, row, row + len(tokens))
         if is_first:
+            if isinstance(cache, RollingCache):
+                cache.clear()
             return self._module.hidden(tokens, cache=cache)
+        if isinstance(cache, RollingCache):
+            return self._module.hidden(tokens, positions=positions, cache=cache)
         mask = (self._slots[:n_slots] <= positions.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
         return self._module.hidden(tokens, positions=positions, mask=mask, cache=cache)
 
     def _reserve(self, n_slots: int) -> None:
-        if isinstance(self._cache, GrowingKVCache):
+        if isinstance(self._cache, (GrowingKVCache, RollingCache)):
             self._cache.reserve(n_slots)
-
-
-class RollingRows(ModuleRows):
-    """`Rows` of a decoder whose every layer sees the same window: keys and values of that many positions are kept."""
-
-    def __init__(self, module: Decoder, *, n_rows: int, length: int, chunk: int) -> None:
-        super().__init__(module, n_rows=0, length=length, chunk=chunk)
-        rolling = module.new_cache(n_rows, length, rolling=True)
-        assert isinstance(rolling, RollingCache)
-        self._rolling = rolling
-
-    def keep(self, order: Sequence[int]) -> None:
-        """As `Rows.keep`."""
-        n_slots = self._rolling.window + 1
-        move_rows(self._rolling.keys, order, n_slots)
-        move_rows(self._rolling.values, order, n_slots)
-        self._rolling.held[: len(order)] = self._rolling.held[list(order)]
-        self._lengths = [self._lengths[row] for row in order]
-
-    def _hidden(self, tokens: Tensor, positions: Tensor, row: int, n_slots: int, *, is_first: bool = False) -> Tensor:
-        """As `ModuleRows._hidden`; what a row kept from an earlier request is dropped as it begins at position 0."""
-        cache = rows_of(self._rolling, row, row + len(tokens))
-        return self._module.hidden(tokens, positions=positions, cache=cache)

@@ -16,16 +16,15 @@ from tokenizers import Encoding, Tokenizer, models
 
 from tasks.tokenizers import bytelevel
 
-N_KEPT, LONGEST_KEPT = 200_000, 64  # words and characters of a word: some 30 MB at most
+N_KEPT, LONGEST_KEPT = 200_000, 64  # words and characters of a word: some 25 MB, 60 if most are that long
 
 # What `bytelevel.splitter` cuts ASCII into: GPT-2's pattern where each digit is cut out first, so that white space
 # before a digit stands at an end.
 _WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+|\s+(?![^\s0-9])|\s+", re.ASCII
 ).findall
-# Before a line end with a visible character behind it that is no digit, a word always ends: white space before it is
-# cut there for the sake of that character.
-_LINES = re.compile(r"(?=\n[!-/:-~])").split
+# Between a visible character and a line end a word ends always, whatever follows.
+_LINES = re.compile(r"(?<=[!-~])(?=\n)").split
 
 
 class Encoder:
@@ -85,6 +84,7 @@ def _is_known(tokenizer: Tokenizer) -> bool:
     return (
         tokenizer.normalizer is None
         and tokenizer.truncation is None
+        and tokenizer.padding is None
         and tokenizer.pre_tokenizer is not None
         and tokenizer.pre_tokenizer.__getstate__() == bytelevel.splitter().__getstate__()
         and isinstance(tokenizer.model, models.BPE)

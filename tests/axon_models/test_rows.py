@@ -13,11 +13,17 @@ from torch import Tensor
 from axon_models.decoder import config as configs
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
-from axon_models.generation import prepared
-from axon_models.generation.caches import FIRST_SLOTS, grown, move_rows
+from axon_models.errors import ScoresError
+from axon_models.generation import caches, prepared
+from axon_models.generation.answers import Request
+from axon_models.generation.batcher import Batcher
+from axon_models.generation.caches import FIRST_SLOTS, GrowingKVCache, grown, move_rows
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
-from axon_models.generation.rows import ModuleRows, RollingRows, Rows, rows_for
+from axon_models.generation.rows import ModuleRows, Rows, rows_for
+from axon_models.layers.cache import KVCache
+from axon_models.layers.language_model import Cache
+from axon_models.layers.rolling_cache import RollingCache
 from tests.axon_models.small import randomise, small_decoder, some_tokens
 
 KINDS: dict[str, Callable[..., Rows]] = {"prepared": PreparedRows, "modules": ModuleRows}
@@ -121,21 +127,31 @@ def windowed(preset: str = "mistral", window: int = 6, **settings: Any) -> Decod
     return randomise(Decoder(config_of(preset, window=window, **sizes, **settings))).eval()
 
 
+def cache_of(rows: Rows) -> Cache:
+    assert isinstance(rows, ModuleRows)
+    return rows._cache
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 5, 16, 1000])
 @pytest.mark.parametrize(("preset", "window"), [("mistral", 6), ("mistral", 1), ("mistral", 40), ("mixtral", 6)])
-def test_rows_of_a_window_are_full_recomputation(preset: str, window: int, chunk: int) -> None:
+def test_rows_of_a_window_are_full_recomputation(
+    preset: str, window: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts and answers shorter than the window, longer, and several times as long, in rows that change places."""
+    monkeypatch.setattr(caches, "FIRST_SLOTS", 4)  # so that buffers grow to the window, and then roll
     model = windowed(preset, window)
     rows = rows_for(model, n_rows=5, length=64, chunk=chunk)
-    assert isinstance(rows, RollingRows)
-    assert rows._rolling.keys.shape[3] == window + 1
+    cache = cache_of(rows)
+    assert isinstance(cache, RollingCache)
+    assert cache.keys.shape[3] == min(window, 4) + 1
     follow(model, rows, 15)
+    assert cache.keys.shape[3] == window + 1
 
 
 def test_a_row_of_a_window_sees_nothing_of_what_stood_in_its_place() -> None:
     model = windowed(window=20)
     rows = rows_for(model, n_rows=2, length=64, chunk=64)
-    longer, shorter = (some_tokens(n, seed=n).tolist() for n in (40, 2))
+    longer, shorter = (some_tokens(n, seed=n).tolist() for n in (10, 2))
     with torch.inference_mode():
         rows.add([longer, longer])
         rows.keep([])
@@ -144,13 +160,30 @@ def test_a_row_of_a_window_sees_nothing_of_what_stood_in_its_place() -> None:
     assert_near(logits, recomputed(model, [[*shorter, 7]]))
 
 
+def test_a_row_in_the_place_of_one_that_was_no_number_is_well() -> None:
+    model = windowed(tied_embeddings=False)
+    with torch.no_grad():
+        model.embedding.weight[66] = float("inf")
+    batcher = Batcher(model, max_rows=2)
+    batcher.submit(Request(prompt=[66, 1, 2, 3, 4, 5], max_new_tokens=3))
+    with pytest.raises(ScoresError):
+        list(batcher.run())
+    batcher.submit(Request(prompt=[5, 6, 7], max_new_tokens=3))
+    ((_, answer),) = batcher.run()
+    fresh = Batcher(model, max_rows=2)
+    fresh.submit(Request(prompt=[5, 6, 7], max_new_tokens=3))
+    assert [found.tokens for _, found in fresh.run()] == [answer.tokens]
+
+
 def test_a_window_is_rolled_only_where_it_saves_something_and_all_layers_have_it() -> None:
-    assert type(rows_for(windowed(window=64), n_rows=1, length=64, chunk=8)) is ModuleRows
-    assert type(rows_for(windowed(window=6), n_rows=1, length=64, chunk=8, growing=False)) is ModuleRows
-    sparse = Decoder(
-        config_of("gpt3_sparse", vocab_size=67, d_model=24, n_layers=2, heads=6, max_positions=64, window=6)
-    )
-    assert type(rows_for(sparse, n_rows=1, length=64, chunk=8)) is ModuleRows
+    def kind(model: Decoder, **settings: Any) -> type:
+        return type(cache_of(rows_for(model, n_rows=1, length=64, chunk=8, **settings)))
+
+    assert kind(windowed(window=63)) is RollingCache
+    assert kind(windowed(window=64)) is GrowingKVCache
+    assert kind(windowed(window=6), growing=False) is KVCache
+    sizes = {"vocab_size": 67, "d_model": 24, "n_layers": 2, "heads": 6, "max_positions": 64, "window": 6}
+    assert kind(Decoder(config_of("gpt3_sparse", **sizes))) is GrowingKVCache
 
 
 def test_growing_stops_at_the_length() -> None:

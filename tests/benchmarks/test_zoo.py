@@ -194,6 +194,16 @@ def test_presets_that_time_is_too_short_for_are_named(
     assert not (tmp_path / "zoo.md").exists()
 
 
+@pytest.mark.parametrize(("arguments", "changed"), [((), PARAMETERS), (("--size", "default"), {})])
+def test_the_size_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], changed: dict[str, object]
+) -> None:
+    pretend(tmp_path, monkeypatch, {})
+    call(monkeypatch, tmp_path, "--only", "gpt", "--minutes", "0", *arguments)
+    written = (tmp_path / "version" / "checkout" / "params.yaml").read_text()
+    assert yaml.safe_load(written) == make_tree(changed)
+
+
 def test_a_run_that_leaves_no_figures_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path, monkeypatch, {"gpt": ""})  # ends well, and leaves nothing
     assert call(monkeypatch, tmp_path, "--only", "gpt") == 1

@@ -110,6 +110,26 @@ def test_rows_of_different_lengths_roll_on_by_themselves() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("n_slots", [1, 3, None])
+@pytest.mark.parametrize("again", [(4,), (3, 4), (2, 3, 4, 5), (5,), (0, 1, 2)])
+def test_a_row_goes_on_from_a_position_that_it_already_has(again: tuple[int, ...], n_slots: int | None) -> None:
+    """What stood there and behind it is forgotten; a buffer that began small has grown to the window."""
+    model, old, new = small("mistral", window=6), some_tokens(1, 6, seed=1), some_tokens(1, 9, seed=2)
+    sizes = {"n_layers": model.config.n_layers, "kv_heads": model.config.kv_heads, "head_dim": model.config.head_dim}
+    cache = RollingCache(**sizes, batch=1, window=6, n_slots=n_slots)
+    for n in range(6):
+        cache.reserve(n + 1)
+        model(old[:, n : n + 1], positions=torch.tensor([[n]]), cache=cache)
+    whole = torch.cat([old[:, : again[0]], new[:, again[0] :]], dim=1)
+    first = model(new[:, list(again)], positions=torch.tensor([again]), cache=cache)
+    torch.testing.assert_close(first, model(whole)[:, list(again)], atol=1e-4, rtol=0)
+    rest = torch.arange(again[-1] + 1, 9)
+    cache.reserve(9)
+    found = model(new[:, rest], positions=rest[None], cache=cache)
+    torch.testing.assert_close(found, model(whole)[:, rest], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_a_mask_over_positions_and_the_window_both_hold() -> None:
     """Positions 2 to 4 hidden from everybody: with either cache and without one."""
     model, tokens = small("mistral", window=6), some_tokens(1, 12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ EDGES = "ab sT'’\n\r\t\v\f\x1c\x1f\0\x85\xa0\u200b\u2028\u300005٣²é日_!<|>
 # With all pairs of them as texts, merges join whatever rules do not keep apart: a wrong cut has other ids.
 PAIRS = [a + b + c for a in EDGES for b in EDGES for c in (b, " ", "\n")]
 TOKENIZERS = {kind: train([*TEXTS, *PAIRS], vocab_size=700) for kind, train in kinds.TRAIN.items()}
-ENCODERS = {kind: words.Encoder(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
+ENCODERS = {kind: words.Encoder(Tokenizer.from_str(tokenizer.to_str())) for kind, tokenizer in TOKENIZERS.items()}
 PARTS = ["'s", "'ll", "can't", "  ", "\n\n", "\r\n", " 5", "12", "x", "é", "…", "\n", "<|end|>", " !?", "\n5", "\n\na"]
 EDGY = st.text(alphabet=EDGES + "  \n\n", max_size=40) | st.lists(st.sampled_from(PARTS)).map("".join)
 
@@ -40,6 +41,13 @@ def test_every_kind_has_them(kind: str, text: str) -> None:
     same_ids(kind, text)
 
 
+def test_every_short_text_has_them() -> None:
+    texts = ["".join(characters) for n in range(6) for characters in product(" \n\ta5'é", repeat=n)]
+    found = ENCODERS["byte_level"].encode(texts)
+    for text, encoding in zip(texts, TOKENIZERS["byte_level"].encode_batch(texts), strict=True):
+        assert next(found).tolist() == encoding.ids, repr(text)
+
+
 @pytest.mark.parametrize("kind", list(TOKENIZERS))
 def test_real_text_has_them(kind: str) -> None:
     """Sources with characters from many scripts, and long plain ones."""
@@ -48,6 +56,13 @@ def test_real_text_has_them(kind: str) -> None:
     assert not all(text.isascii() for text in texts)
     for text in texts:
         same_ids(kind, text)
+
+
+@pytest.mark.parametrize("kind", list(TOKENIZERS))
+def test_text_that_spells_a_special_token_stays_text(kind: str) -> None:
+    for text in ("<|end|>", "é <|end|>", "a\n<|user|>é\n"):
+        same_ids(kind, text)
+        assert chat.END not in next(ENCODERS[kind].encode([text]))
 
 
 def test_only_what_cuts_text_alike_is_looked_up_in_the_table() -> None:
@@ -74,6 +89,7 @@ def test_only_what_cuts_text_alike_is_looked_up_in_the_table() -> None:
     assert not known(together)
     assert not known(lambda tokenizer: tokenizer.add_tokens(["cat"]))
     assert not known(lambda tokenizer: tokenizer.enable_truncation(3))
+    assert not known(lambda tokenizer: tokenizer.enable_padding(length=9))
 
 
 def test_the_table_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
