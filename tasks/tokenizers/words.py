@@ -1,8 +1,8 @@
 """Encode many texts by remembering the tokens of words, several times as fast as `tokenizers`, and to the same ids.
 
 Most of a tokenizer's time goes into cutting text into words by rules over all of Unicode. In ASCII the rules are short
-enough for `re`, and a word that was seen before needs a look into a table, no merges. What is not ASCII goes to the
-library line by line.
+enough for `re`, and a word that was seen before needs a look into a table, no merges. Lines that are not ASCII go to
+the library.
 """
 
 from __future__ import annotations
