@@ -52,10 +52,9 @@ def rows_for(
     """Rows of a decoder: at most `n_rows` of up to `length` tokens, pre-filled at most `chunk` tokens at a time.
 
     `growing` buffers take memory for what is written, or for the window where the decoder sees no more, others for
-    `length` from the start. `prepare`: bring the
-    weights into the layout of `prepared.py` where that knows the decoder; they must not change afterwards. dtype:
-    that weights are rounded to, float32 or bfloat16 (default: their own); where `prepared.py` does not know the
-    decoder, a rounded copy of it is made. Raises `ValueError` for another type.
+    `length` from the start. `prepare`: bring the weights into the layout of `prepared.py` where that knows the decoder;
+    they must not change afterwards. dtype: that weights are rounded to, float32 or bfloat16 (default: their own); where
+    `prepared.py` does not know the decoder, a rounded copy of it is made. Raises `ValueError` for another type.
     """
     own = module.embedding.weight.dtype
     if dtype not in (None, *DTYPES):

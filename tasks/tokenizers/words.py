@@ -23,7 +23,7 @@ N_KEPT, LONGEST_KEPT = 200_000, 64  # words and characters of a word: some 25 MB
 _WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+|\s+(?![^\s0-9])|\s+", re.ASCII
 ).findall
-# Between a visible character and a line end a word ends always, whatever follows.
+# Between a visible ASCII character and a line end a word ends always, whatever follows.
 _LINES = re.compile(r"(?<=[!-~])(?=\n)").split
 
 
