@@ -61,9 +61,10 @@ def tuned(
 
     section = context.params.sft
     n_all = 2 * n_steps if with_text else n_steps
-    recipe = replace(Recipe.of("sft", section, context.params.precision), n_steps=n_all, evaluate_every=n_all)
     device = setup(context.params)
     model = read_model(context, "pretrain")
+    recipe = Recipe.of("sft", section, context.params.precision, model.config)
+    recipe = replace(recipe, n_steps=n_all, evaluate_every=n_all)
     data = PackedData.of(examples, seq_len=section.seq_len, batch_size=section.batch_size, seed=seed)
     stream = tokens.text_stream(context.root, "train")
 

@@ -101,11 +101,13 @@ class Model(Section):
 
 
 class Training(Section):
+    """A learning rate that is null is the model's own (tasks/training/learning_rates.py)."""
+
     n_steps: Count
     batch_size: Count
     accumulation: Count
     seq_len: Annotated[int, Field(ge=16)]
-    learning_rate: Positive
+    learning_rate: Positive | None
     min_learning_rate: NonNegative
     warmup_steps: Whole
     weight_decay: NonNegative

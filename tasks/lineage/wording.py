@@ -78,10 +78,10 @@ def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def key_settings(statement: Statement, limit: int = 5) -> list[tuple[str, str]]:
-    """The settings of the stage's own section that say most, without the section's name; then how many more."""
+    """The settings of the stage's own section that say most, without the section's name; what is null says little."""
     section = f"{statement.stage}."
     own = {k.removeprefix(section): v for k, v in flat(statement.parameters).items() if k.startswith(section)}
-    own = {key: setting for key, setting in own.items() if not isinstance(setting, list | dict)}
+    own = {key: setting for key, setting in own.items() if not isinstance(setting, list | dict | None)}
     ranked = sorted(own, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
     return [(key, value(own[key])) for key in ranked[:limit]]
 

@@ -40,7 +40,7 @@ def run(context: StepContext) -> None:
     model = (new_model(context) if section.init_from is None else started_model(context)).to(device)
     fitted = fit(
         model,
-        Recipe.of(STAGE, section, params.precision),
+        Recipe.of(STAGE, section, params.precision, model.config),
         batch=batches(context, device),
         loss=stream_loss,
         evaluate=validation(context, model),

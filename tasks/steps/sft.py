@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from axon_models.layers.language_model import LanguageModel
 from tasks.steps.context import StepContext
 from tasks.training.device import setup
 from tasks.training.loop import Recipe, fit
@@ -16,15 +19,15 @@ STAGE = "sft"
 def run(context: StepContext) -> None:
     """Read `models/pretrain/` and `tokens/demonstrations.*`, write `models/sft/`, metrics and the curve."""
     section = context.params.sft
-    recipe = Recipe.of(STAGE, section, context.params.precision)
-    tune(context, recipe, source="pretrain", batch_size=section.batch_size)
+    setup(context.params)
+    model = read_model(context, "pretrain", drops_tokens=True)
+    recipe = Recipe.of(STAGE, section, context.params.precision, model.config)
+    tune(context, model, recipe, batch_size=section.batch_size)
 
 
-def tune(context: StepContext, recipe: Recipe, *, source: str, batch_size: int) -> None:
-    """Fine-tune `models/SOURCE` by `recipe` and write what the stage `recipe.stage` leaves."""
-    section, stage = context.params.sft, recipe.stage
-    device = setup(context.params)
-    model = read_model(context, source, drops_tokens=True)
+def tune(context: StepContext, model: LanguageModel, recipe: Recipe, *, batch_size: int) -> None:
+    """Fine-tune `model` by `recipe` and write what the stage `recipe.stage` leaves."""
+    section, stage, device = context.params.sft, recipe.stage, torch.device(context.params.device)
     train = packed_demonstrations(context, "train", seed_name=stage, batch_size=batch_size)
     held_out = packed_demonstrations(context, "validation", seed_name=stage, batch_size=section.batch_size)
     validation = [held_out.batch(k, device) for k in range(min(section.n_validation_batches, held_out.n_batches))]

@@ -9,7 +9,9 @@ from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.steps.context import StepContext
 from tasks.steps.sft import tune
+from tasks.training.device import setup
 from tasks.training.loop import Recipe
+from tasks.training.outputs import read_model
 from tasks.training.packing import packed_demonstrations
 
 STAGE = "sft_continued"
@@ -34,7 +36,8 @@ def run(context: StepContext) -> None:
         evaluate_every=params.sft.evaluate_every,
         precision=params.precision,
     )
-    tune(context, recipe, source="sft", batch_size=batch_size)
+    setup(params)
+    tune(context, read_model(context, "sft", drops_tokens=True), recipe, batch_size=batch_size)
 
 
 def match_budget(context: StepContext, *, tokens: int, n_steps: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch
 
 from axon_models import checkpoint
 from axon_models.decoder import hugging_face
+from axon_models.decoder.config import DecoderConfig
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.pooling import pooled
 from axon_models.errors import CheckpointError, ConfigError
@@ -62,7 +63,7 @@ def run(context: StepContext, source: Path, out: Path, *, kv_heads: int, fractio
         before = pretrain.validation(context, original.to(device))()["bits_per_byte"]
     heads_before = original.config.kv_heads
     del original
-    recipe, rows = _recipe(context, fraction), pretrain.batches(context, device)
+    recipe, rows = _recipe(context, model.config, fraction), pretrain.batches(context, device)
     fitted = fit(
         model,
         recipe,
@@ -112,10 +113,11 @@ def _pooled(original: Decoder, source: Path, kv_heads: int) -> Decoder:
     return model.train()
 
 
-def _recipe(context: StepContext, fraction: float) -> Recipe:
+def _recipe(context: StepContext, config: DecoderConfig, fraction: float) -> Recipe:
     """Pretraining's recipe with `fraction` of its steps, measured first and last."""
-    whole = Recipe.of(STAGE, context.params.pretrain, context.params.precision)
+    whole = Recipe.of(pretrain.STAGE, context.params.pretrain, context.params.precision, config)
     n_steps = max(1, round(fraction * whole.n_steps))
     warmup_steps = min(round(fraction * whole.warmup_steps), n_steps - 1)
     peak = max(whole.min_learning_rate, PEAK * whole.learning_rate)
-    return replace(whole, n_steps=n_steps, warmup_steps=warmup_steps, evaluate_every=n_steps, learning_rate=peak)
+    recipe = replace(whole, stage=STAGE, learning_rate=peak)
+    return replace(recipe, n_steps=n_steps, warmup_steps=warmup_steps, evaluate_every=n_steps)

@@ -20,6 +20,7 @@ from tasks.training.checkpoint import Checkpoints
 from tasks.training.curves import Curve
 from tasks.training.device import autocast
 from tasks.training.divergence import WINDOW, Watch
+from tasks.training.learning_rates import own_learning_rate
 from tasks.training.optimizer import adamw, set_learning_rate, warmup_cosine
 from tasks.training.parallel import Objective, Partitioned, Sharded, World, clip
 from tasks.training.pipeline import Pipelined, pipelines
@@ -32,6 +33,7 @@ from tasks.training.state import (
 )
 
 if TYPE_CHECKING:
+    from axon_models.layers.language_model import Sizes
     from tasks.parameter_sections import EpochTraining, Training
     from tasks.steps.context import StepContext
 
@@ -59,12 +61,12 @@ class Recipe:
     precision: str
 
     @classmethod
-    def of(cls, stage: str, section: Training, precision: str) -> Recipe:
-        """The recipe of a section of params.yaml that has all of its numbers: pretrain or sft."""
+    def of(cls, stage: str, section: Training, precision: str, config: Sizes) -> Recipe:
+        """The recipe of pretrain or sft in params.yaml; a learning rate that is null is that of a model of `config`."""
         return cls(
             stage=stage,
             n_steps=section.n_steps,
-            learning_rate=section.learning_rate,
+            learning_rate=section.learning_rate or own_learning_rate(stage, config),
             min_learning_rate=section.min_learning_rate,
             warmup_steps=section.warmup_steps,
             weight_decay=section.weight_decay,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +21,11 @@ from tasks.parameter_mistakes import _OPEN
 from tasks.steps import pretrain, sft
 from tasks.steps.pretrain import config_of_shape
 from tasks.training.batches import Batch
+from tasks.training.learning_rates import own_learning_rate
 from tasks.training.losses import PackedLoss, packed_loss, stream_loss
 from tasks.training.packing import packed_batch
 from tasks.training.recomputation import recompute_activations
-from tests.helpers import make_context, make_params
+from tests.helpers import REPOSITORY, make_context, make_params
 from tests.tasks.test_training_packing import _examples
 from tests.tasks.tiny_root import OVERRIDES, make_root
 
@@ -33,6 +37,15 @@ def small(preset: str, **sizes) -> LanguageModel:
     model = build(PRESETS[preset](**{**given, **sizes})).double()
     model.init_weights(torch.Generator().manual_seed(0))
     return model
+
+
+def highest_learning_rates(root: Path) -> list[float]:
+    """Of pretraining and of fine-tuning, as their curves have them."""
+    found = []
+    for stage in ("pretrain", "sft"):
+        with (root / "metrics" / "curves" / f"{stage}.csv").open() as file:
+            found.append(max(float(row["learning_rate"] or 0) for row in csv.DictReader(file)))
+    return found
 
 
 def test_the_parameters_know_every_preset():
@@ -110,6 +123,7 @@ def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
         step.run(make_context(root, {**OVERRIDES, **OWN, "model.preset": preset}, checkpoints=tmp_path / step.STAGE))
     metrics = json.loads((root / "metrics" / "pretrain.json").read_text())
     assert 0 < metrics["bits_per_byte"] < 20
+    assert highest_learning_rates(root) == ([1e-3, 6e-4] if preset == "gpt" else [3e-3, 1.2e-3])
     model = load(root / "models" / "sft")
     answers = generate(model, [[3, 20, 21], [3, 9]], max_new_tokens=6, temperature=0.0, prompt_length=16)
     for prompt, answer in zip([[3, 20, 21], [3, 9]], answers, strict=True):
@@ -118,6 +132,25 @@ def test_a_preset_pretrains_tunes_and_answers(preset, tmp_path):
             with torch.no_grad():
                 assert int(model(torch.tensor([tokens]))[0, -1].argmax()) == token
             tokens.append(token)
+
+
+def test_a_learning_rate_that_is_given_is_taken_and_one_that_is_open_is_that_of_the_checkpoint_at_hand(tmp_path):
+    root = make_root(tmp_path / "root")
+    settings = {**OVERRIDES, **OWN, "model.preset": "gpt", "pretrain.learning_rate": 2e-3}
+    pretrain.run(make_context(root, settings, checkpoints=tmp_path / "pretrain"))
+    # As after pretrain.init_from: models/pretrain is of another kind than model.preset.
+    sft.run(make_context(root, {**settings, "model.preset": "x_llama"}, checkpoints=tmp_path / "sft"))
+    assert highest_learning_rates(root) == [2e-3, 6e-4]
+
+
+def test_params_yaml_says_what_an_open_learning_rate_means():
+    text = (REPOSITORY / "params.yaml").read_text()
+    for stage in ("pretrain", "sft"):
+        line = r"  learning_rate: null +# highest; (\S+), of gpt (\S+)$"
+        said = re.search(rf"^{stage}:\n(?:  .*\n)*?{line}", text, re.MULTILINE)
+        assert said is not None
+        rates = [own_learning_rate(stage, PRESETS[preset]()) for preset in ("x_llama", "gpt")]
+        assert [float(figure) for figure in said.groups()] == rates
 
 
 @pytest.mark.parametrize("preset", ["phi", "switch", "gpt3_sparse", "transformer_xl"])
@@ -217,7 +250,7 @@ def test_the_weight_of_the_auxiliary_loss_reaches_the_stage(tmp_path, monkeypatc
         given.append(loss)
         raise Enough
 
-    monkeypatch.setattr(sft, "read_model", lambda context, stage, drops_tokens: None)
+    monkeypatch.setattr(sft, "read_model", lambda context, stage, drops_tokens: small("gpt"))
     monkeypatch.setattr(sft, "fit", fit)
     root = make_root(tmp_path / "root")
     with pytest.raises(Enough):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from axon_models import checkpoint
 from axon_models.decoder.pooling import pooled
+from axon_models.decoder.presets import x_llama
 from flows import cli, uptrain_command, uptraining
 from tasks import yaml_text
 from tasks.errors import UserError
@@ -99,7 +100,7 @@ def test_rows_go_on_where_pretraining_ended(root: Path, tmp_path: Path, monkeypa
 )
 def test_the_recipe_is_pretraining_s_drawn_together(fraction: float, n_steps: int, expected: tuple[int, int]) -> None:
     context = make_context(Path(), {"pretrain.n_steps": n_steps})
-    recipe = uptrain._recipe(context, fraction)
+    recipe = uptrain._recipe(context, x_llama(), fraction)
     assert (recipe.n_steps, recipe.warmup_steps) == expected
     assert recipe.learning_rate == pytest.approx(5e-4)  # a sixth of 3e-3
     assert (recipe.min_learning_rate, recipe.beta2) == (2e-4, 0.95)

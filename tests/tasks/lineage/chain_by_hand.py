@@ -185,7 +185,7 @@ def small() -> Chain:
         reads={"data/text.parquet": "texts"},
         makes={"models/sft": "weights", "metrics/sft.json": "[1]"},
         behind=[data],
-        parameters={"seed": 7, "sft": {"learning_rate": 0.1, "n_steps": 3}},
+        parameters={"seed": 7, "sft": {"learning_rate": 0.1, "n_steps": 3, "batch_size": None}},
         pipeline=pipeline,
     )
     evaluate = chain.stage(

@@ -110,7 +110,7 @@ Made from
 └── models/sft {weights} 7 B  made by sft 5f5f5f5f
     2026-09-21 14:15 UTC, took 1 min 12 s
     records: trained on 2
-    settings: learning_rate 0.1, n_steps 3, seed 7
+    settings: learning_rate 0.1, n_steps 3, seed 7, 1 more
     └── data/text.parquet {texts} 5 B  made by data d1d1d1d1
         2026-09-21 14:13 UTC, took 1 min 12 s
         settings: filters.min_chars 32, seed 7
@@ -165,7 +165,7 @@ def test_json_has_every_digest(resolver, chain):
     assert digests == {statement.digest for statement in chain.statements}
     sft = next(node["statement"] for node in found["nodes"] if node["name"].startswith("sft"))
     assert sft["files"]["models/sft"] == {"sha256": sha256("weights"), "size": 7}
-    assert sft["parameters"] == {"seed": 7, "sft.learning_rate": 0.1, "sft.n_steps": 3}
+    assert sft["parameters"] == {"seed": 7, "sft.learning_rate": 0.1, "sft.n_steps": 3, "sft.batch_size": None}
 
 
 def test_an_answer_loads_no_engine():
