@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import reprlib
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,16 @@ def broken_rules(p: Parameters) -> list[str]:
             f"preferences.prompt_tokens + preferences.max_new_tokens = {longest} must be at most "
             f"model.max_positions={m.max_positions}"
         )
+    if m.rope_scaling is not None and m.rope_scaling.kind == "dynamic":
+        trained = math.ceil(m.max_positions / m.rope_scaling.factor)
+        lengths = {"pretrain.seq_len": p.pretrain.seq_len, "sft.seq_len": p.sft.seq_len}
+        lengths["preferences.prompt_tokens + preferences.max_new_tokens"] = longest
+        wrong += [
+            f"{name}={length} must be at most model.max_positions/model.rope_scaling.factor={trained}, the length to "
+            "train on with dynamic scaling: past it padding would change what the model says"
+            for name, length in lengths.items()
+            if length > trained
+        ]
     if p.data.filters.min_chars > p.data.filters.max_chars:
         wrong.append(
             f"data.filters.min_chars={p.data.filters.min_chars} must be at most "

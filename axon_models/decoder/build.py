@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from axon_models.layers.position import LearnedPositions, NoRotation, NotAdded, 
 from axon_models.layers.rotary import DynamicRotary, Rotary, rotate, rotate_part, unturned
 from axon_models.layers.slices import InputSliced, OutputSliced
 
+ToParts = Callable[[int, Sequence[int]], nn.Module]
 Linear = Callable[[int, int], nn.Module]
 
 _NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm}
@@ -83,7 +84,7 @@ def _attention(config: DecoderConfig) -> Attention:
     heads, groups, dim = config.heads, config.kv_heads, config.head_dim
     to_slices, from_slices = _linears(config)
     return Attention(
-        qkv=to_slices(config.d_model, (heads + 2 * groups) * dim),
+        qkv=to_slices(config.d_model, (heads * dim, groups * dim, groups * dim)),
         output=from_slices(heads * dim, config.d_model),
         turn=_turn(config),
         heads=heads,
@@ -96,9 +97,9 @@ def _feed_forward(config: DecoderConfig) -> nn.Module:
     width, inner = config.d_model, config.d_feed_forward
     to_slices, from_slices = _linears(config)
     if config.feed_forward == "swiglu":
-        return SwiGLU(gate_up=to_slices(width, 2 * inner), down=from_slices(inner, width))
+        return SwiGLU(gate_up=to_slices(width, (inner, inner)), down=from_slices(inner, width))
     activation = _ACTIVATIONS[config.feed_forward]
-    return FeedForward(up=to_slices(width, inner), activation=activation, down=from_slices(inner, width))
+    return FeedForward(up=to_slices(width, (inner,)), activation=activation, down=from_slices(inner, width))
 
 
 def _experts(config: DecoderConfig, experts: Experts) -> RoutedExperts:
@@ -108,10 +109,9 @@ def _experts(config: DecoderConfig, experts: Experts) -> RoutedExperts:
     return SparseExperts(*sizes, experts.per_token, balance_coef=experts.router_coef)
 
 
-def _linears(config: DecoderConfig) -> tuple[Linear, Linear]:
+def _linears(config: DecoderConfig) -> tuple[ToParts, Linear]:
     """The linear layers into heads or hidden units and out of them, in slices where there are several."""
-    if config.pretraining_tp == 1:
-        whole: Linear = partial(nn.Linear, bias=config.biases)
-        return whole, whole
     bias, n = config.biases, config.pretraining_tp
+    if n == 1:
+        return lambda n_in, parts: nn.Linear(n_in, sum(parts), bias=bias), partial(nn.Linear, bias=bias)
     return partial(OutputSliced, bias=bias, n_slices=n), partial(InputSliced, bias=bias, n_slices=n)

@@ -247,5 +247,7 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 
 
 def _where(name: str) -> str:
+    if name == "pretraining_tp":  # of checkpoints alone
+        return "edit pretraining_tp in config.json"
     key = "tokenizer.vocab_size" if name == "vocab_size" else f"model.{name}"
     return f"edit {key} in params.yaml"

@@ -60,6 +60,13 @@ class Decoder(LanguageModel):
         """The last dimension of `hidden`: D, or D+1 where the output has a bias."""
         return self.config.d_model + self.config.output_bias
 
+    @property
+    def padded_positions(self) -> int:
+        """As in `LanguageModel`: with dynamic scaling angles depend on a row's length, past the trained one."""
+        scaling = self.config.rope_scaling
+        is_dynamic = scaling is not None and scaling.kind == "dynamic"
+        return self.config.trained_positions if is_dynamic else self.config.max_positions
+
     def init_weights(self, generator: Generator) -> None:
         """Normal weights of deviation `init_std`, those that write to the residual stream smaller by √(2·n_layers).
 

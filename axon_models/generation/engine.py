@@ -171,6 +171,11 @@ def _check(
             f"prompt_length={prompt_length} must be at least 1 and leave max_new_tokens={max_new_tokens} "
             f"of kv_length={kv_length}"
         )
+    elif prompt_length > module.padded_positions:
+        wrong.append(
+            f"prompt_length={prompt_length} must be at most {module.padded_positions}, the length up to which this "
+            "model's rope_scaling says the same of padded prompts; use Batcher, which pads none"
+        )
     for row, prompt in enumerate(prompts):
         if not prompt:
             wrong.append(f"prompt {row} is empty; give at least one token")

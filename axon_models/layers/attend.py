@@ -9,6 +9,7 @@ for 16 × 256 tokens in 6 heads of 32 on two cores), so training there runs the 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -112,9 +113,9 @@ class _Attention(torch.autograd.Function):
             if bias is not None:
                 by_head += bias
             else:
-                by_head[..., start - first :] += _future(end - start, scores)
+                by_head[..., start - first :] += _future(end - start, scores.dtype, scores.device)
             if window is not None:
-                by_head += _past(start - first, end - start, window, scores)
+                by_head += _past(start - first, end - start, window, scores.dtype, scores.device)
             p = scores.softmax(-1)  # (N, R·C, K)
             parts.append(torch.bmm(p, values[:, first:last]).view(batch, groups, -1, end - start, dim))
             kept += [q_part, p]
@@ -154,9 +155,12 @@ def _by_time(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def _future(n: int, like: Tensor) -> Tensor:
+# The same few masks serve all layers and all steps.
+@lru_cache(maxsize=256)
+def _future(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, n): −∞ above the diagonal, 0 elsewhere."""
-    return torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
+    with torch.inference_mode(False):
+        return torch.full((n, n), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 def _first_key(start: int, window: int | None) -> int:
@@ -164,7 +168,8 @@ def _first_key(start: int, window: int | None) -> int:
     return 0 if window is None else max(0, start - window + 1)
 
 
-def _past(offset: int, n: int, window: int, like: Tensor) -> Tensor:
+@lru_cache(maxsize=32)
+def _past(offset: int, n: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, offset + n): −∞ where key s is `window` or more places before query t, which stands at offset + t."""
-    whole = torch.full((n, offset + n), float("-inf"), dtype=like.dtype, device=like.device)
-    return whole.tril_(offset - window)
+    with torch.inference_mode(False):
+        return torch.full((n, offset + n), float("-inf"), dtype=dtype, device=device).tril_(offset - window)

@@ -60,6 +60,11 @@ class LanguageModel(nn.Module, ABC):
         """The last dimension of `hidden`."""
         return self.config.d_model
 
+    @property
+    def padded_positions(self) -> int:
+        """How long a padded row may be: in a longer one, padding changes what the model says of the tokens before."""
+        return self.config.max_positions
+
     @abstractmethod
     def init_weights(self, generator: Generator) -> None:
         """Weights to start training from; they depend on `generator` alone."""
@@ -155,7 +160,13 @@ class ScalarModel(nn.Module):
         return self.head(self.backbone.states(tokens, positions=positions, mask=mask)).squeeze(-1)
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The number at each row's last token, (B,); tokens (B, T) padded at the right, lengths (B,) int64 ≥ 1."""
+        """The number at each row's last token, (B,); tokens (B, T) padded at the right, lengths (B,) int64 ≥ 1.
+
+        Raises `ValueError` where T is above `padded_positions` of the backbone and a row is padded.
+        """
+        n_tokens, longest = tokens.shape[1], self.backbone.padded_positions
+        if n_tokens > longest and int(lengths.min()) < n_tokens:
+            raise ValueError(f"rows padded to {n_tokens} tokens must have at most {longest}; score longer ones alone")
         return self(tokens).gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -41,12 +42,13 @@ class Rotary(nn.Module):
 
 
 class DynamicRotary(nn.Module):
-    """Rotary positions whose base grows with a row's length ℓ past the trained one L ("dynamic NTK" scaling).
+    """Rotary positions whose base grows with a text's length ℓ past the trained one L ("dynamic NTK" scaling).
 
-    θ(ℓ) = θ·(factor·max(ℓ, L)/L − factor + 1)^(d/(d−2)), the formula of Hugging Face's Llama; ℓ is one more than the
-    row's largest position. So what a model says of the same tokens changes with what follows them, and keys in a
-    cache keep the angles of the length at which they were written: past L, decoding with a cache is not the same as
-    without one, here as there. A row's angles depend on that row alone.
+    θ(ℓ) = θ·(factor·max(ℓ, L)/L − factor + 1)^(d/(d−2)), the formula of Hugging Face's Llama, which takes ℓ from the
+    whole batch. Here a text is a run of positions that grow by one, so that several in one row are as each alone, and
+    so is a padded one if its padding has no next positions. What a model says of the same tokens changes with what
+    follows them, and keys in a cache keep the angles of the length at which they were written: past L, decoding with
+    a cache is not the same as without one, here as there.
     """
 
     exponents: Tensor
@@ -64,11 +66,19 @@ class DynamicRotary(nn.Module):
 
     def at(self, positions: Tensor) -> Rotation:
         """As `Rotary.at`."""
-        length = (positions.amax(1) + 1).clamp(min=self._trained).float()  # (B,)
-        base = self._theta * (self._factor * length / self._trained - (self._factor - 1)) ** self._power  # (B,)
-        frequencies = 1.0 / base[:, None] ** self.exponents  # (B, d/2)
-        cos, sin = _tables(positions[:, :, None].float() * frequencies[:, None])  # (B, T, d) twice
+        length = _text_lengths(positions).clamp(min=self._trained).float()  # (B, T)
+        base = self._theta * (self._factor * length / self._trained - (self._factor - 1)) ** self._power  # (B, T)
+        frequencies = 1.0 / base[:, :, None] ** self.exponents  # (B, T, d/2)
+        cos, sin = _tables(positions[:, :, None].float() * frequencies)  # (B, T, d) twice
         return cos.unsqueeze(2), sin.unsqueeze(2)
+
+
+def _text_lengths(positions: Tensor) -> Tensor:
+    """One more than the last position of the run of growing positions that each of `positions` (B, T) is in, (B, T)."""
+    n = positions.shape[1]
+    ends = F.pad(positions[:, 1:] != positions[:, :-1] + 1, (0, 1), value=True)  # (B, T)
+    places = torch.arange(n, device=positions.device).masked_fill(~ends, n)  # (B, T): of the ends
+    return positions.gather(1, places.flip(1).cummin(1).values.flip(1)) + 1
 
 
 def check_length(length: int, max_positions: int) -> None:

@@ -92,8 +92,9 @@ def new_model(context: StepContext) -> LanguageModel:
 def started_model(context: StepContext) -> LanguageModel:
     """The model of the checkpoint `pretrain.init_from`, with its rows in the order of the tokenizer at hand.
 
-    Raises UserError for a checkpoint that cannot be read, has fewer positions than `model.max_positions`, cannot be
-    partitioned as asked, or is not the one that `tokenizer/` is from.
+    Raises UserError for a checkpoint that cannot be read, has fewer positions than `model.max_positions`, scales
+    dynamically and was trained on shorter rows than are asked for, cannot be partitioned as asked, or is not the one
+    that `tokenizer/` is from.
     """
     params = context.params
     named = f"pretrain.init_from={params.pretrain.init_from}"
@@ -117,6 +118,14 @@ def started_model(context: StepContext) -> LanguageModel:
         raise UserError(
             f"partition=pipeline with workers={params.workers} does not go with {named}, which has {config.n_layers} "
             "layers, and must have no experts; use partition=shard"
+        )
+    sampled = params.preferences.prompt_tokens + params.preferences.max_new_tokens
+    longest = max(params.pretrain.seq_len, params.sft.seq_len, sampled)
+    if longest > model.padded_positions:
+        raise UserError(
+            f"pretrain.seq_len, sft.seq_len and preferences.prompt_tokens + preferences.max_new_tokens must be at most "
+            f"{model.padded_positions}, the length that {named} was trained on before its dynamic scaling, but one is "
+            f"{longest}; edit params.yaml"
         )
     if not context.rank:
         log.warning(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axon_models.layers.language_model import LanguageModel
-from axon_models.objectives.cross_entropy import linear_cross_entropy, token_logprobs
+from axon_models.objectives.cross_entropy import CHUNK, linear_cross_entropy, token_logprobs
 from tasks.training.batches import Batch
 from tasks.training.packing import block_causal_mask
 
@@ -63,7 +63,8 @@ def packed_validation(model: LanguageModel, batches: list[Batch]) -> dict[str, f
     for batch in batches:
         hidden, targets = _answer_hidden(model, batch.tensors)
         nats -= token_logprobs(hidden, model.output_weight, targets).double().sum().item()
-        likeliest = (hidden.float() @ model.output_weight.float().T).argmax(-1)  # (N,)
+        weight = model.output_weight.float()
+        likeliest = torch.cat([(part @ weight.T).argmax(-1) for part in hidden.float().split(CHUNK)])  # (N,)
         n_right += int((likeliest == targets).sum())
         n_targets += len(targets)
     if not n_targets:

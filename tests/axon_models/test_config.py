@@ -31,7 +31,7 @@ def test_all_mistakes_are_reported_together_with_value_limit_and_place() -> None
         ({"d_model": 21, "heads": 3, "kv_heads": 3, "positions": "sinusoidal"}, "d_model=21 must be even"),
         ({"norm": "batch"}, "norm='batch' must be one of rms, layer; edit model.norm"),
         ({"window": 0}, "window=0 must be a whole number"),
-        ({"pretraining_tp": 2}, "pretraining_tp=2 must divide d_feed_forward=37"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2 must divide d_feed_forward=37; edit pretraining_tp in config.json"),
         ({"rope_scaling": RopeScaling(kind="linear", factor=0.5)}, "rope_scaling.factor=0.5 must be a number"),
         ({"rope_scaling": RopeScaling(kind="yarn", factor=2.0)}, "rope_scaling.kind='yarn' must be one of linear"),  # type: ignore[arg-type]
         ({"positions": "learned", "rope_scaling": RopeScaling(kind="linear", factor=2)}, "is for rotary positions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from axon_models.checkpoint import load, load_scalar_model, save
 from axon_models.decoder.config import RopeScaling
 from axon_models.decoder.hugging_face import from_tensors, to_tensors
-from axon_models.layers.language_model import scalar_head
+from axon_models.generation.engine import generate
+from axon_models.layers.attend import causal
+from axon_models.layers.language_model import ScalarModel, scalar_head
+from axon_models.layers.rotary import rotate
 from axon_models.model_files import PAD_ID
 from tests.axon_models.small import small_decoder, some_tokens
 from tests.parity.compare import assert_cached_is_uncached, assert_same, reference, small, without_padding
@@ -70,6 +74,55 @@ def test_decoding_with_a_cache_past_the_trained_length_is_llamas(tmp_path: Path)
             logits = ours(tokens[:, start:end], positions=positions, mask=mask, cache=cache)
             torch.testing.assert_close(logits, answer.logits, atol=1e-4, rtol=0)
     assert_cached_is_uncached(ours, chunks=(9, 3, 1, 1, 2))  # up to it, both are the same
+
+
+def test_several_texts_in_a_row_are_stretched_like_each_alone() -> None:
+    """A text of 29 and one of 11 tokens, of which the first is past the trained length of 16, then padding."""
+    model = small("x_llama", rope_scaling=SCALINGS["dynamic"])
+    lengths = (29, 11)
+    tokens, text = some_tokens(1, 43), torch.tensor([0] * 29 + [1] * 11 + [2] * 3)
+    positions = torch.tensor([*range(29), *range(11), 0, 0, 0])[None]
+    mask = ((text[:, None] == text) & torch.ones(43, 43, dtype=torch.bool).tril())[None, None]
+    logits = model(tokens, positions=positions, mask=mask)
+    for part, n in zip(logits[0].split((29, 11, 3)), lengths, strict=False):
+        start = 0 if n == 29 else 29
+        torch.testing.assert_close(part, model(tokens[:, start : start + n])[0], atol=1e-4, rtol=0)
+
+
+def test_padding_past_the_trained_length_is_refused_where_it_would_change_answers() -> None:
+    model = small("x_llama", rope_scaling=SCALINGS["dynamic"])
+    sizes: dict[str, Any] = {"max_new_tokens": 4, "kv_length": 32, "temperature": 0.0}
+    with pytest.raises(ValueError, match=r"prompt_length=17 must be at most 16, .*rope_scaling.*; use Batcher"):
+        generate(model, [[3, 4]], prompt_length=17, **sizes)
+    generate(model, [[3, 4]], prompt_length=16, **sizes)
+    scalar = ScalarModel(model, torch.nn.Linear(24, 1))
+    tokens = some_tokens(2, 17)
+    with pytest.raises(ValueError, match="rows padded to 17 tokens must have at most 16"):
+        scalar.score(tokens, torch.tensor([17, 9]))
+    whole = scalar.score(tokens, torch.tensor([17, 17]))
+    torch.testing.assert_close(whole[:1], scalar.score(tokens[:1], torch.tensor([17])), atol=1e-5, rtol=0)
+    scalar.score(tokens[:, :16], torch.tensor([16, 9]))
+
+
+@pytest.mark.parametrize(("kv_heads", "slices"), [(6, 2), (6, 3), (2, 2)])
+def test_a_slice_needs_nothing_of_the_others_and_their_outputs_add_up(kv_heads: int, slices: int) -> None:
+    """What device i of tensor parallelism computes of a layer from its own weights, by plain attention over heads."""
+    model = small("x_llama", heads=6, kv_heads=kv_heads, d_feed_forward=36, pretraining_tp=slices)
+    attention, feed_forward = model.blocks[0].attention, model.blocks[0].feed_forward
+    x, rotation = torch.randn(2, 13, 24, generator=torch.Generator().manual_seed(0)), model.rotary.first(13)
+    heads, groups, gated, attended = 6 // slices, kv_heads // slices, 0, 0
+    for i in range(slices):
+        q, k, v = F.linear(x, attention.qkv.weight_of(i)).unflatten(-1, (-1, 4)).split((heads, groups, groups), dim=2)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        k, v = (part.repeat_interleave(heads // groups, dim=2) for part in (k, v))
+        seen = torch.ones(13, 13, dtype=torch.bool).tril()
+        scores = torch.einsum("bthd,bshd->bhts", q, k / 2).masked_fill(~seen, float("-inf"))  # √4 is 2
+        mixed = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).flatten(2)
+        attended = attended + F.linear(mixed, attention.output.weight_of(i))
+        gate, up = F.linear(x, feed_forward.gate_up.weight_of(i)).chunk(2, dim=-1)
+        gated = gated + F.linear(F.silu(gate) * up, feed_forward.down.weight_of(i))
+    torch.testing.assert_close(attended, attention(x, rotation, causal), atol=1e-4, rtol=0)
+    torch.testing.assert_close(gated, feed_forward(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("slices", [2, 3])

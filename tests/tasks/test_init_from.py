@@ -150,6 +150,19 @@ def test_a_released_model_that_is_too_short_or_not_the_tokenizer_s_is_refused(ro
         _train(tmp_path)
 
 
+def test_rows_longer_than_a_dynamically_scaled_model_was_trained_on_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    released = tmp_path / "sources" / "models" / "released"
+    release(released, "llama")
+    plain = json.loads((released / "config.json").read_text())
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    (released / "config.json").write_text(json.dumps({**plain, "rope_parameters": rope}))
+    tokenizer.run(make_context(tmp_path, OVERRIDES | INIT_FROM))
+    with pytest.raises(UserError, match=r"must be at most 64, the length that pretrain.init_from=\S+ was .* is 96"):
+        _train(tmp_path, model__max_positions=128, sft__seq_len=96)
+    _train(tmp_path, model__max_positions=128)
+
+
 def test_another_tokenizer_that_is_kept_is_a_contradiction(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     kept = tmp_path / "sources" / "tokenizer"

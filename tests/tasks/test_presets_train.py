@@ -106,6 +106,14 @@ def test_what_the_parameters_leave_open_is_what_the_preset_takes(preset):
         ({"model.preset": "transformer_xl", "model.segment_length": 0}, "model.segment_length=0"),
         ({"model.rope_scaling": {"kind": "yarn", "factor": 2.0}}, "model.rope_scaling.kind='yarn'"),
         ({"model.rope_scaling": {"kind": "linear", "factor": 0.5}}, "model.rope_scaling.factor=0.5"),
+        (
+            {"model.rope_scaling": {"kind": "dynamic", "factor": 2.1}},
+            "pretrain.seq_len=256 must be at most model.max_positions/model.rope_scaling.factor=244",
+        ),
+        (
+            {"model.rope_scaling": {"kind": "dynamic", "factor": 5.0}},
+            "preferences.prompt_tokens + preferences.max_new_tokens=128 must be at most model.max_positions/",
+        ),
         ({"model.preset": "mixtral", "partition": "pipeline"}, "partition=pipeline is not for model.preset=mixtral"),
         ({"sft.lm_coef": -1.0}, "sft.lm_coef=-1.0"),
     ],
