@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from axon_models.decoder.config import DecoderConfig
+from axon_models.decoder.sizes import SIZES
 from tasks.redact import holds_secret
 
 if TYPE_CHECKING:
@@ -50,9 +52,38 @@ _OPEN: dict[str, tuple[str, ...]] = {
     "transformer_xl": ("d_feed_forward", "segment_length", "memory_length"),
 }
 """The keys of `model` that may be null, by the presets that take a value for them."""
+_ALL_OPEN = sorted({key for keys in _OPEN.values() for key in keys})
+
+
+def _sizes(m: Model) -> Model | DecoderConfig:
+    """What has the model's `d_model`, `n_layers` and `max_positions`: itself, or the published size that it names."""
+    return SIZES[m.preset]() if m.preset in SIZES else m
+
+
+def _is_routed(m: Model) -> bool:
+    return SIZES[m.preset]().experts is not None if m.preset in SIZES else "experts" in _OPEN[m.preset]
+
+
+def _given(m: Model, key: str) -> Any:
+    value = getattr(m, key)
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _broken_published_shape(m: Model) -> list[str]:
+    longest = _sizes(m).max_positions
+    wrong = [
+        f"model.{key}={_given(m, key)} is not for model.preset={m.preset}, whose shape is published; set it to null"
+        for key in _ALL_OPEN
+        if getattr(m, key) is not None
+    ]
+    if m.max_positions > longest:
+        wrong.append(f"model.max_positions={m.max_positions} must be at most {longest}, what {m.preset} has")
+    return wrong
 
 
 def _broken_shape(m: Model) -> list[str]:
+    if m.preset in SIZES:
+        return _broken_published_shape(m)
     wrong = []
     part = 2 if m.preset == "phi" else 1  # one of so many dimensions of a head turns
     if m.d_model % m.heads:
@@ -68,12 +99,12 @@ def _broken_shape(m: Model) -> list[str]:
         value = getattr(m, key)
         if value is not None and value > m.max_positions:
             wrong.append(f"model.{key}={value} must be at most model.max_positions={m.max_positions}")
-    for key in sorted({key for keys in _OPEN.values() for key in keys} - set(_OPEN[m.preset])):
-        value = getattr(m, key)
-        if value is not None:
+    for key in sorted(set(_ALL_OPEN) - set(_OPEN[m.preset])):
+        if getattr(m, key) is not None:
             takers = ", ".join(preset for preset, keys in _OPEN.items() if key in keys)
-            value = value.model_dump() if isinstance(value, BaseModel) else value
-            wrong.append(f"model.{key}={value} is not for model.preset={m.preset}, only for {takers}; set it to null")
+            wrong.append(
+                f"model.{key}={_given(m, key)} is not for model.preset={m.preset}, only for {takers}; set it to null"
+            )
     return wrong
 
 
@@ -134,10 +165,11 @@ def broken_rules(p: Parameters) -> list[str]:
     if p.runtime.min_workers > p.workers:
         wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
     has_own_shape = p.pretrain.init_from is None  # else the stage itself holds the checkpoint's against `partition`
-    if p.partition == "pipeline" and has_own_shape and "experts" in _OPEN[m.preset]:
+    if p.partition == "pipeline" and has_own_shape and _is_routed(m):
         wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
-    if p.partition == "pipeline" and has_own_shape and p.workers > m.n_layers:
-        wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={m.n_layers}")
+    n_layers = _sizes(m).n_layers
+    if p.partition == "pipeline" and has_own_shape and p.workers > n_layers:
+        wrong.append(f"workers={p.workers} with partition=pipeline must be at most model.n_layers={n_layers}")
     return wrong + _broken_lora(p)
 
 
@@ -147,11 +179,12 @@ def _broken_lora(p: Parameters) -> list[str]:
     wrong, (rank, targets) = [], (p.lora.rank, p.lora.targets)
     if p.partition != "none":
         wrong.append(f"partition={p.partition} is not for lora, which keeps weights whole; use none, or lora: null")
-    if rank > p.model.d_model:
-        wrong.append(f"lora.rank={rank} must be at most model.d_model={p.model.d_model}: no weight has a higher rank")
+    width = _sizes(p.model).d_model
+    if rank > width:
+        wrong.append(f"lora.rank={rank} must be at most model.d_model={width}: no weight has a higher rank")
     if len(set(targets)) < len(targets):
         wrong.append(f"lora.targets={targets} must name each target once")
-    if "feed_forward" in targets and "experts" in _OPEN[p.model.preset]:
+    if "feed_forward" in targets and _is_routed(p.model):
         reason = f"model.preset={p.model.preset}, whose experts are no linear layers"
         wrong.append(f"lora.targets={targets} is not for {reason}; use [attention]")
     return wrong
@@ -179,6 +212,9 @@ def _describe(error: Any, schema: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{where} is missing; every parameter must be given"
     text = error["msg"][:1].lower() + error["msg"][1:]
+    if error["type"] == "literal_error":
+        close = difflib.get_close_matches(str(error["input"]), re.findall(r"'([^']*)'", text), n=1)
+        text += f"; did you mean {close[0]}?" if close else ""
     return f"{where}={_SHORT.repr(error['input'])}: {text}"
 
 

@@ -17,7 +17,10 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Preset = Literal[
-    "x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi", "transformer_xl"
+    "x_llama", "pygpt", "gpt", "gpt2", "gpt3_sparse", "mistral", "mixtral", "switch", "phi", "transformer_xl",
+    "gpt_117m", "gpt2_124m", "gpt2_355m", "gpt2_774m", "gpt2_1558m", "gpt3_125m", "gpt3_350m", "gpt3_760m",
+    "gpt3_1_3b", "gpt3_2_7b", "gpt3_6_7b", "gpt3_13b", "gpt3_175b", "llama_7b", "llama_13b", "llama_33b", "llama_65b",
+    "llama2_7b", "llama2_13b", "llama2_70b", "mistral_7b", "mixtral_8x7b", "phi_1", "phi_1_5", "phi_2",
 ]  # fmt: skip
 MathsKind = Literal["addition", "subtraction", "comparison", "fraction", "equation", "latex"]
 
@@ -83,7 +86,10 @@ class RopeScaling(Section):
 
 
 class Model(Section):
-    """What is null is the preset's own; which keys a preset leaves open is a rule between keys."""
+    """What is null is the preset's own; which keys a preset leaves open is a rule between keys.
+
+    A published size has a shape of its own, so of the keys beside it `max_positions` alone counts.
+    """
 
     preset: Preset
     d_model: Count

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from axon_models.decoder.config import DecoderConfig, Experts
 from axon_models.decoder.presets import gpt, gpt2, gpt3_sparse, mistral, mixtral, phi, x_llama
@@ -15,9 +14,12 @@ def _gpt2(d_model: int, n_layers: int, heads: int) -> DecoderConfig:
     return gpt2(vocab_size=50257, d_model=d_model, n_layers=n_layers, heads=heads, max_positions=1024)
 
 
-def _gpt3(**sizes: Any) -> DecoderConfig:
-    """Alternately banded, as in section 2.1 of the paper, which does not give the width of the band."""
-    return gpt3_sparse(vocab_size=50257, max_positions=2048, **sizes)
+def _gpt3(d_model: int, n_layers: int, heads: int) -> DecoderConfig:
+    """Alternately banded, as in section 2.1 of the paper, which does not give the width of the band.
+
+    Table 2.1 has 24 heads of 128 for a width of 2,048, and a width of 5,140 for 40 of them: here 16, and 5,120.
+    """
+    return gpt3_sparse(vocab_size=50257, max_positions=2048, d_model=d_model, n_layers=n_layers, heads=heads)
 
 
 def _llama(
@@ -57,7 +59,14 @@ SIZES: dict[str, Callable[[], DecoderConfig]] = {
     "gpt2_355m": partial(_gpt2, 1024, 24, 16),
     "gpt2_774m": partial(_gpt2, 1280, 36, 20),
     "gpt2_1558m": partial(_gpt2, 1600, 48, 25),
-    "gpt3_175b": partial(_gpt3, d_model=12288, n_layers=96, heads=96),
+    "gpt3_125m": partial(_gpt3, 768, 12, 12),
+    "gpt3_350m": partial(_gpt3, 1024, 24, 16),
+    "gpt3_760m": partial(_gpt3, 1536, 24, 16),
+    "gpt3_1_3b": partial(_gpt3, 2048, 24, 16),
+    "gpt3_2_7b": partial(_gpt3, 2560, 32, 32),
+    "gpt3_6_7b": partial(_gpt3, 4096, 32, 32),
+    "gpt3_13b": partial(_gpt3, 5120, 40, 40),
+    "gpt3_175b": partial(_gpt3, 12288, 96, 96),
     "llama_7b": partial(_llama, 4096, 32, 32, 11008),
     "llama_13b": partial(_llama, 5120, 40, 40, 13824),
     "llama_33b": partial(_llama, 6656, 60, 52, 17920),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from axon_models import checkpoint
 from axon_models.decoder.config import RopeScaling
+from axon_models.decoder.sizes import SIZES
 from axon_models.errors import CheckpointError
 from axon_models.layers.language_model import LanguageModel
 from axon_models.presets import Config, build, config_of
@@ -83,7 +85,14 @@ def validation(context: StepContext, model: LanguageModel) -> Callable[[], dict[
 
 def new_model(context: StepContext) -> LanguageModel:
     """A model of the shape of `model` in params.yaml for the tokenizer at hand, weights from the seed."""
-    config = config_of_shape(context.params.model, bytelevel.load(context.root / "tokenizer").get_vocab_size())
+    shape = context.params.model
+    config = config_of_shape(shape, bytelevel.load(context.root / "tokenizer").get_vocab_size())
+    if shape.preset in SIZES and not context.rank:
+        log.warning(
+            "model.preset=%s: its published shape is taken (d_model=%d, n_layers=%d, heads=%d, kv_heads=%d) with the "
+            "%d tokens at hand; of the other keys of model max_positions alone counts, for how long texts may be",
+            *(shape.preset, config.d_model, config.n_layers, config.heads, config.kv_heads, config.vocab_size),
+        )
     model = build(config)
     model.init_weights(torch.Generator().manual_seed(seed_of(context.params.seed, "weights")))
     return model
@@ -137,7 +146,12 @@ def started_model(context: StepContext) -> LanguageModel:
 
 
 def config_of_shape(shape: Model, vocab_size: int) -> Config:
-    """The model that `model` in params.yaml describes; what is null there is the preset's own."""
+    """The model that `model` in params.yaml describes; what is null there is the preset's own.
+
+    Of a published size all is its own, but the vocabulary.
+    """
+    if shape.preset in SIZES:
+        return replace(SIZES[shape.preset](), vocab_size=vocab_size)
     scaling = shape.rope_scaling
     sizes = {
         "d_model": shape.d_model,

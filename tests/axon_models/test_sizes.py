@@ -42,8 +42,17 @@ PUBLISHED = {
     "phi_1_5": 1_418_270_720,
     "phi_2": 2_779_683_840,
 }
-# GPT-3 was not released; table 2.1 of its paper says 175.0 B.
-ROUNDED = {"gpt3_175b": (175e9, 0.5e9)}
+# GPT-3 was not released; these are of table 2.1 of its paper, which counts no more exactly than this.
+ROUNDED = {
+    "gpt3_125m": (125e6, 1e6),
+    "gpt3_350m": (350e6, 7e6),
+    "gpt3_760m": (760e6, 1e6),
+    "gpt3_1_3b": (1.3e9, 0.05e9),
+    "gpt3_2_7b": (2.7e9, 0.05e9),
+    "gpt3_6_7b": (6.7e9, 0.05e9),
+    "gpt3_13b": (13e9, 0.2e9),
+    "gpt3_175b": (175e9, 0.5e9),
+}
 
 
 @cache

@@ -34,6 +34,7 @@ def test_the_repository_s_own_parameters_are_allowed():
         ({"sead": 1}, "sead is not a parameter; did you mean seed?"),
         ({"model.heads": "six"}, "model.heads='six'"),
         ({"seed": True}, "seed=True"),
+        ({"model.preset": "lama2_7b"}, "or 'phi_2'; did you mean llama2_7b?"),
         ({"dpo.beta": 0}, "dpo.beta=0"),
         ({"dpo.beta": float("nan")}, "dpo.beta=nan"),
         ({"pretrain.learning_rate": float("inf")}, "pretrain.learning_rate=inf"),

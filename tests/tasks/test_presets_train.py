@@ -8,16 +8,20 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
 from axon_models.checkpoint import load
+from axon_models.decoder.presets import gpt2
+from axon_models.decoder.sizes import SIZES
 from axon_models.generation.engine import generate
 from axon_models.layers.language_model import LanguageModel
 from axon_models.presets import PRESETS, build
 from tasks.errors import UserError
 from tasks.parameter_mistakes import _OPEN
+from tasks.parameter_sections import Preset
 from tasks.steps import pretrain, sft
 from tasks.steps.pretrain import config_of_shape
 from tasks.training.batches import Batch
@@ -50,6 +54,26 @@ def highest_learning_rates(root: Path) -> list[float]:
 
 def test_the_parameters_know_every_preset():
     assert list(_OPEN) == list(PRESETS)
+    assert get_args(Preset) == (*PRESETS, *SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_published_size_is_a_preset_with_the_tokens_at_hand(name):
+    config = config_of_shape(make_params({"model.preset": name}).model, 4096)
+    published = SIZES[name]()
+    assert dataclasses.replace(config, vocab_size=published.vocab_size) == published
+    assert config.vocab_size == 4096
+
+
+def test_a_published_size_says_what_it_takes_and_learns(tmp_path, monkeypatch, caplog):
+    """The real sizes are too large for a test, so one of them is made small."""
+    monkeypatch.setitem(SIZES, "gpt2_124m", lambda: gpt2(d_model=32, n_layers=2, heads=4, max_positions=64))
+    root = make_root(tmp_path / "root")
+    overrides = {**OVERRIDES, **OWN, "model.d_model": 16, "model.n_layers": 1, "model.preset": "gpt2_124m"}
+    pretrain.run(make_context(root, overrides, checkpoints=tmp_path / "pretrain"))
+    config = load(root / "models" / "pretrain").config
+    assert (config.family, config.d_model, config.n_layers, config.vocab_size) == ("gpt2", 32, 2, 262)
+    assert "model.preset=gpt2_124m: its published shape is taken (d_model=32, n_layers=2" in caplog.text
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -113,6 +137,24 @@ def test_what_the_parameters_leave_open_is_what_the_preset_takes(preset):
         (
             {"model.rope_scaling": {"kind": "dynamic", "factor": 5.0}},
             "preferences.prompt_tokens + preferences.max_new_tokens=128 must be at most model.max_positions/",
+        ),
+        ({"model.preset": "gpt2_124m", "model.window": 64}, "model.window=64 is not for model.preset=gpt2_124m, whose"),
+        (
+            {"model.preset": "gpt2_124m", "model.max_positions": 2048},
+            "model.max_positions=2048 must be at most 1024, what gpt2_124m has",
+        ),
+        ({"model.preset": "mixtral_8x7b", "partition": "pipeline"}, "is not for model.preset=mixtral_8x7b, whose"),
+        (
+            {"model.preset": "gpt2_124m", "partition": "pipeline", "workers": 13},
+            "workers=13 with partition=pipeline must be at most model.n_layers=12",
+        ),
+        (
+            {"model.preset": "gpt2_124m", "lora": {"rank": 769, "alpha": 1.0, "targets": ["attention"]}},
+            "lora.rank=769 must be at most model.d_model=768",
+        ),
+        (
+            {"model.preset": "mixtral_8x7b", "lora": {"rank": 8, "alpha": 1.0, "targets": ["feed_forward"]}},
+            "is not for model.preset=mixtral_8x7b, whose experts are no linear layers",
         ),
         ({"model.preset": "mixtral", "partition": "pipeline"}, "partition=pipeline is not for model.preset=mixtral"),
         ({"sft.lm_coef": -1.0}, "sft.lm_coef=-1.0"),
