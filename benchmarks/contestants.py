@@ -1,4 +1,4 @@
-"""One training of one contestant in a process of its own: Axon, transformers' Llama and GPT-2, and litgpt.
+"""One training of one contestant in a process of its own: Axon's Llama and GPT-2, transformers', and litgpt.
 
 Run by `benchmarks.train` and `benchmarks.cost_curves` as `PYTHON -m benchmarks.contestants SPEC`, SPEC the JSON of a
 `Spec`; prints the JSON of what was measured. All take the same step: mean cross-entropy of the same rows, gradients
@@ -96,6 +96,20 @@ def fresh_decoder(shape: Shape) -> Any:
     return model
 
 
+def fresh_gpt2(shape: Shape) -> Any:
+    """Axon's GPT-2 of the sizes of `_gpt2`, with the weights of seed 0."""
+    import torch
+
+    from axon_models.decoder.model import Decoder
+    from axon_models.decoder.presets import gpt2
+
+    names = ("vocab_size", "d_model", "n_layers", "heads")
+    sizes = {name: getattr(shape, name) for name in names}
+    model = Decoder(gpt2(**sizes, d_feed_forward=shape.gpt2_inner, max_positions=shape.seq_len))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
 def _axon(spec: Spec, shape: Shape) -> Step:
     """The step of the stage `pretrain`: the product's own functions, with its deterministic algorithms."""
     import torch
@@ -110,7 +124,10 @@ def _axon(spec: Spec, shape: Shape) -> Step:
     from tasks.training.recomputation import recompute_activations
 
     set_threads(spec.threads)
-    model = load(Path(spec.weights)) if spec.weights else fresh_decoder(shape)
+    if spec.contestant == "axon-gpt2":
+        model = fresh_gpt2(shape)
+    else:
+        model = load(Path(spec.weights)) if spec.weights else fresh_decoder(shape)
     model.train()
     if spec.recompute:
         recompute_activations(model)
@@ -221,11 +238,18 @@ _LITGPT_NAMES = {
 # Loaded before memory is first read, so that "above imports" is what training takes.
 IMPORTS = {
     "axon": ("axon_models.checkpoint", "tasks.training.loop"),
+    "axon-gpt2": ("axon_models.checkpoint", "tasks.training.loop"),
     "llama": ("transformers.models.llama.modeling_llama",),
     "gpt2": ("transformers.models.gpt2.modeling_gpt2",),
     "litgpt": ("litgpt.model",),
 }
-BUILDERS: dict[str, Callable[[Spec, Shape], Step]] = {"axon": _axon, "llama": _llama, "gpt2": _gpt2, "litgpt": _litgpt}
+BUILDERS: dict[str, Callable[[Spec, Shape], Step]] = {
+    "axon": _axon,
+    "axon-gpt2": _axon,
+    "llama": _llama,
+    "gpt2": _gpt2,
+    "litgpt": _litgpt,
+}
 
 
 def _kib(name: str) -> int:

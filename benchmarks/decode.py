@@ -1,15 +1,15 @@
 """Decoding against transformers' `generate`: the same weights, greedy, prompts of mixed lengths, batch 1, 8 and 64.
 
 Run: `.venv/bin/python -m benchmarks.decode [--rounds 5] [--new-tokens 128] [--batches 1,8,64] [--requests 256]
-[--threads 1,2]`.
+[--threads 1,2] [--preset gpt2]`.
 
-A decoder of 5.5 M parameters (x_llama: d_model 256, 6 layers, 4,096 tokens) with random weights goes to transformers
-through a Hugging Face directory. All kinds, each side in float32 and in bfloat16, are loaded once, write the same
-number of tokens behind the same prompts, and take turns; a time is that of a whole call, pre-fill included. There is
-no end token, so all rows are written to the end. A ratio is Axon's best kind to transformers' best kind, or of both in
-one precision. With several numbers of `--threads` each kind is tried with each: where steps are short, a second thread
-may cost more than it brings. Random weights give close scores, so that answers in bfloat16 soon differ; those of
-float32 should not.
+A decoder of 5.5 M parameters (x_llama: d_model 256, 6 layers, 4,096 tokens), or another preset that transformers has
+a class for, as wide and deep, with random weights goes to transformers through a Hugging Face directory. All kinds,
+each side in float32 and in bfloat16, are loaded once, write the same number of tokens behind the same prompts, and
+take turns; a time is that of a whole call, pre-fill included. There is no end token, so all rows are written to the
+end. A ratio is Axon's best kind to transformers' best kind, or of both in one precision. With several numbers of
+`--threads` each kind is tried with each: where steps are short, a second thread may cost more than it brings. Random
+weights give close scores, so that answers in bfloat16 soon differ; those of float32 should not.
 
 Then a queue of `--requests` requests, prompts and answers of mixed lengths, through 64 rows: Axon lets a request in as
 soon as a row is free, transformers takes 64 at a time in the order in which they come, and runs to the longest answer
@@ -44,6 +44,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 4096, "d_model": 256, "n_layers": 6, "heads": 4, "kv_heads": 2, "d_feed_forward": 704,
     "max_positions": 512,
 }  # fmt: skip
+PRESETS = ("x_llama", "gpt2", "mistral", "mixtral", "phi")
 SHORTEST, LONGEST = 8, 96  # tokens of a prompt
 SHORTEST_ANSWER, LONGEST_ANSWER = 16, 256
 QUEUE_ROWS = 64
@@ -61,6 +62,12 @@ def prompts_of(n: int, seed: int) -> list[list[int]]:
     lengths = torch.linspace(SHORTEST, LONGEST, n).round().int() if n > 1 else torch.tensor([(SHORTEST + LONGEST) // 2])
     shuffled = lengths[torch.randperm(n, generator=generator)].tolist()
     return [torch.randint(6, SIZES["vocab_size"], (length,), generator=generator).tolist() for length in shuffled]
+
+
+def sizes_of(preset: str) -> dict[str, Any]:
+    """Those of x_llama; widths that follow from others are the preset's own."""
+    widths = () if preset == "x_llama" else ("kv_heads", "d_feed_forward")
+    return {name: size for name, size in SIZES.items() if name not in widths}
 
 
 def equal_answers(n: int, n_new: int, seed: int) -> Work:
@@ -89,9 +96,9 @@ def ours(directory: Path, n_rows: int, dtype: torch.dtype) -> Write:
 
 def theirs(directory: Path, n_rows: int, dtype: torch.dtype) -> Write:
     """Batches of `n_rows` in the order of the prompts, each to its longest answer."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
     model.generation_config.eos_token_id = None
 
     def write_batch(prompts: list[list[int]], n_new: list[int]) -> list[list[int]]:
@@ -180,9 +187,10 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64", type=numbers)
     parser.add_argument("--requests", type=int, default=256, help="of the queue; 0 leaves it out")
     parser.add_argument("--threads", default=str(torch.get_num_threads()), type=numbers, help="1,2: each is tried")
+    parser.add_argument("--preset", default="x_llama", choices=PRESETS)
     asked = parser.parse_args()
     threads = asked.threads
-    module = Decoder(config_of("x_llama", **SIZES))
+    module = Decoder(config_of(asked.preset, **sizes_of(asked.preset)))
     module.init_weights(torch.Generator().manual_seed(0))
     found: dict[str, Speeds] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -200,9 +208,9 @@ def main() -> None:
             report(f"A queue of {asked.requests} requests of {spread} new tokens, {QUEUE_ROWS} rows", speeds, same)
     torch.set_num_threads(max(threads))
     per_second = bandwidth(asked.rounds)
-    report_limit(found.get("1 rows"), module.config.n_parameters, per_second, max(threads))
+    report_limit(found.get("1 rows"), module.config.n_active_parameters, per_second, max(threads))
     figures = {"tokens_per_s": found, "bytes_per_s": per_second, "n_parameters": module.config.n_parameters}
-    print(json.dumps({**figures, "threads": threads}))
+    print(json.dumps({**figures, "preset": asked.preset, "threads": threads}))
 
 
 def report(title: str, speeds: Speeds, same: dict[str, float]) -> None:

@@ -1,11 +1,11 @@
-"""Training steps side by side: Axon against transformers' Llama and GPT-2, and litgpt.
+"""Training steps side by side: Axon's Llama and GPT-2 against transformers' Llama and GPT-2, and litgpt.
 
 Run: `.venv/bin/python -m benchmarks.train [--sizes 2.6M,5.5M] [--rounds 3] [--steps 12] [--litgpt PYTHON]`.
 
 Each training runs in a process of its own, with one environment for all (Axon's settings of glibc's allocator); the
 contestants take turns. In the first round each is tried in float32 and in bfloat16 autocast, and with each way of
 attention that it has; the fastest is its entry in the rounds that follow. Llama and litgpt start from Axon's own
-weights (GPT-2 is another model), on the same rows in the same order, so their losses can be compared.
+weights (the two GPT-2 have weights of their own), on the same rows in the same order, so their losses can be compared.
 
 litgpt needs an older huggingface-hub than transformers, so it has an environment of its own, whose Python is given:
 `python3.11 -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip install litgpt`.
@@ -43,7 +43,7 @@ SIZES = {
     ),
 }
 PRECISIONS = ("float32", "bfloat16")
-ATTENTIONS = {"axon": ("",), "llama": ("sdpa", "eager"), "gpt2": ("sdpa", "eager"), "litgpt": ("",)}
+ATTENTIONS = {"axon": ("",), "axon-gpt2": ("",), "llama": ("sdpa", "eager"), "gpt2": ("sdpa", "eager"), "litgpt": ("",)}
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -102,7 +102,10 @@ class Entry:
 
 
 def entries(base: Spec, names: Sequence[str], *, compiled: bool) -> list[Entry]:
-    """Every contestant in every precision and way of attention; with `compiled`, Axon by torch.compile as well."""
+    """Every contestant in every precision and way of attention.
+
+    compiled: by torch.compile as well, Axon in both precisions, the others in bfloat16 and with torch's own attention.
+    """
     found = [
         Entry(spec=replace(base, contestant=name, precision=precision, attention=attention))
         for name in names
@@ -110,7 +113,9 @@ def entries(base: Spec, names: Sequence[str], *, compiled: bool) -> list[Entry]:
         for attention in ATTENTIONS[name]
     ]
     if compiled:
-        found += [Entry(spec=replace(base, precision=precision, compiled=True)) for precision in PRECISIONS]
+        plain = [e.spec for e in found if e.spec.attention != "eager"]
+        chosen = [spec for spec in plain if spec.contestant == "axon" or spec.precision == "bfloat16"]
+        found += [Entry(spec=replace(spec, compiled=True)) for spec in chosen]
     return found
 
 
@@ -145,13 +150,20 @@ def verdict(tried: Sequence[Entry], chosen: Sequence[Entry]) -> str:
     """Axon against the best peer, round by round, and its losses against those with the same weights at the start."""
     (own,) = [e for e in chosen if e.spec.contestant == "axon" and not e.spec.compiled]
     lines = []
-    peers = [e for e in chosen if e.spec.contestant != "axon"]
+    peers = [e for e in chosen if not e.spec.contestant.startswith("axon")]
     if peers:
         best = max(peers, key=lambda e: statistics.median(e.speeds))
         ratios = [a / b for a, b in zip(own.speeds, best.speeds, strict=True)]
         lines.append(
             f"Axon against the best peer, {best.spec.label} in {best.spec.precision}: {statistics.median(ratios):.2f} "
             f"times its tokens/s ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)."
+        )
+    gpts = [e for e in chosen if e.spec.contestant.endswith("gpt2") and not e.spec.compiled]
+    if len(gpts) == 2:
+        ratios = [a / b for a, b in zip(gpts[0].speeds, gpts[1].speeds, strict=True)]
+        lines.append(
+            f"Axon's GPT-2 against {gpts[1].spec.label} in {gpts[1].spec.precision}: {statistics.median(ratios):.2f} "
+            f"times its tokens/s ({min(ratios):.2f} to {max(ratios):.2f})."
         )
     for e in tried:
         if e.spec.contestant in ("llama", "litgpt"):
@@ -166,7 +178,7 @@ def verdict(tried: Sequence[Entry], chosen: Sequence[Entry]) -> str:
             saved = n["batch_size"] * n["seq_len"] * (1 / slow - 1 / fast)  # seconds a step
             pays = f"it pays after {extra / saved:,.0f} steps" if saved > 0 else "it never pays"
             lines.append(
-                f"torch.compile in {e.spec.precision}: {fast / slow:.2f} times the speed, "
+                f"torch.compile of {e.spec.contestant} in {e.spec.precision}: {fast / slow:.2f} times the speed, "
                 f"{extra:.0f} s more at first; {pays}."
             )
     return "\n".join(lines)
@@ -217,7 +229,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--litgpt", default="", metavar="PYTHON", help="of an environment with litgpt")
     parser.add_argument("--tokens", default="", metavar="FILE", help="token ids (.npy) in place of the synthetic ones")
-    parser.add_argument("--compile", action="store_true", help="Axon by torch.compile as well")
+    parser.add_argument("--compile", action="store_true", help="each by torch.compile as well")
     given = parser.parse_args()
     sizes = given.sizes.split(",")
     unknown = [name for name in sizes if name not in SIZES]
