@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from axon_models.decoder.model import Decoder
+from axon_models.decoder.presets import config_of
+from axon_models.layers import attend
 from axon_models.layers.attend import _Attention, as_bias
 from axon_models.layers.feed_forward import _SiluProduct
 from axon_models.layers.language_model import ScalarModel, scalar_head
@@ -145,3 +147,17 @@ def test_a_scalar_model_scores_the_last_token() -> None:
     torch.testing.assert_close(per_position, model.backbone.hidden(tokens).sum(-1))
     scores = model.score(tokens, torch.tensor([9, 3]))
     torch.testing.assert_close(scores, torch.stack([per_position[0, 8], per_position[1, 2]]))
+
+
+@pytest.mark.parametrize(("preset", "masks"), [("x_llama", (2, 0)), ("mistral", (2, 3))])
+def test_masks_are_made_once_for_all_layers_and_steps(preset: str, masks: tuple[int, int]) -> None:
+    """220 tokens are chunks of 96, 96 and 28: two sizes of what lies ahead, three of what a window leaves behind."""
+    model = Decoder(config_of(preset, vocab_size=67, d_model=16, n_layers=3, heads=2, max_positions=256))
+    model.init_weights(torch.Generator().manual_seed(0))
+    attend._future.cache_clear()
+    attend._past.cache_clear()
+    for _ in range(2):
+        model(some_tokens(2, 220)).sum().backward()
+    found = attend._future.cache_info(), attend._past.cache_info()
+    assert tuple(one.misses for one in found) == masks
+    assert found[0].hits + found[0].misses == 2 * 3 * 3  # steps, layers, chunks
