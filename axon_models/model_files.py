@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,10 @@ HEAD = "score.weight"  # of a model that gives one number per position
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_REFUSED = (
+    "may run code when read and is refused: convert it with torch.load(…, weights_only=True) and "
+    "safetensors.torch.save_file"
+)
 
 
 def write_json(file: Path, tree: Mapping[str, Any]) -> None:
@@ -79,28 +84,49 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of `model.safetensors`, whole or in shards, and the name of the file of each.
 
-    Raises `CheckpointError` for files that are missing, damaged or pickled, and for a tensor that stands in two.
+    Raises `CheckpointError` with all files that are missing, damaged or pickled, and all tensors that stand in two.
     """
     tensors: dict[str, Tensor] = {}
     homes: dict[str, str] = {}
+    wrong: list[str] = []
     for file in _weight_files(directory):
         try:
             found = load_file(file)
+        except FileNotFoundError:
+            wrong.append(f"{file.name} is missing, but {_INDEX} names it; put it there, or fetch the model again")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); write it again") from error
-        twice = [f"{name} stands in {homes[name]} and in {file.name}" for name in sorted(found) if name in homes]
-        raise_all(CheckpointError, str(directory), twice)
-        tensors.update(found)
-        homes.update(dict.fromkeys(found, file.name))
+            wrong.append(f"{file.name} {_why_unreadable(file, error)}")
+        else:
+            wrong += [f"{name} stands in {homes[name]} and in {file.name}" for name in sorted(found) if name in homes]
+            tensors.update(found)
+            homes.update(dict.fromkeys(found, file.name))
+    raise_all(CheckpointError, str(directory), wrong)
     return tensors, homes
+
+
+def homes_by_index(directory: Path) -> dict[str, str]:
+    """The name of the file in which each tensor should be; {} where no index counts, since the weights are one file."""
+    file = directory / _INDEX
+    if (directory / WEIGHTS).is_file() or not file.is_file():
+        return {}
+    homes = read_json(file).get("weight_map")
+    if not isinstance(homes, dict) or not homes or not all(isinstance(home, str) for home in homes.values()):
+        raise CheckpointError(f"{file}: weight_map={homes!r:.60} must be an object with the file of each tensor")
+    names = sorted(set(homes.values()))
+    outside = [f"{_INDEX} names {name!r}, which is not a file name" for name in names if Path(name).name != name]
+    raise_all(CheckpointError, str(directory), outside)
+    return homes
 
 
 def differences(
     expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], homes: Mapping[str, str]
 ) -> list[str]:
-    """Every tensor that is missing, unknown, of another shape, not of floating-point numbers or not finite."""
+    """Every tensor that is missing, unknown, of another shape, not of floating-point numbers or not finite.
+
+    homes: the file of each tensor, also of one that is not there, if it is known where it should be.
+    """
     files = ", ".join(sorted(set(homes.values())))
-    wrong = [f"{name} is missing ({files})" for name in sorted(expected.keys() - tensors.keys())]
+    wrong = [f"{name} is missing ({homes.get(name, files)})" for name in sorted(expected.keys() - tensors.keys())]
     unknown = sorted(tensors.keys() - expected.keys())
     wrong += [f"{name} is not a tensor of this model ({homes[name]})" for name in unknown]
     for name in sorted(expected.keys() & tensors.keys()):
@@ -117,16 +143,24 @@ def differences(
 def _weight_files(directory: Path) -> Iterable[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
-    if (directory / _INDEX).is_file():
-        names = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
-        outside = [f"{_INDEX} names {name!r}, which is not a file name" for name in names if Path(name).name != name]
-        raise_all(CheckpointError, str(directory), outside)
-        return [directory / name for name in names]
+    if homes := homes_by_index(directory):
+        return [directory / name for name in sorted(set(homes.values()))]
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
-    found = (
-        f"; {', '.join(pickles)} may run code when read and is refused: convert it to safetensors" if pickles else ""
-    )
+    found = f"; {', '.join(pickles)} {_REFUSED}" if pickles else ""
     raise CheckpointError(f"{directory}: {WEIGHTS} is missing{found}")
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """What is wrong with a file that is no safetensors. Its first bytes tell a pickle; nothing is unpickled."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(9)
+    except OSError:
+        start = b""
+    # safetensors may begin with these bytes too, which are the length of its header; the header begins with a brace.
+    if re.match(rb"PK\x03\x04|\x80[\2-\5]", start) and not start.endswith(b"{"):
+        return f"is a pickle, as torch.save writes it, whatever its name; it {_REFUSED}"
+    return f"is not a readable safetensors file ({error}); write it again"
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:

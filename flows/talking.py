@@ -54,9 +54,12 @@ def _load(directory: Path) -> tuple[Any, Any, Any]:
 
     try:
         tokenizer, module = bytelevel.load(directory), axon_models.load(directory)
-        largest = max(tokenizer.get_vocab().values(), default=0)
-        if largest >= module.config.vocab_size:
-            raise ValueError(f"token {largest} of its tokenizer is beyond the {module.config.vocab_size} of the model")
+        largest, n_rows = max(tokenizer.get_vocab().values(), default=0), module.config.vocab_size
+        if largest >= n_rows:
+            raise ValueError(
+                f"tokenizer.json has id {largest}, but the last row of the embedding is {n_rows - 1} "
+                f"(vocab_size={n_rows} in config.json)"
+            )
     except (OSError, UserError):
         raise
     except Exception as error:  # noqa: BLE001 tokenizers raises nothing narrower

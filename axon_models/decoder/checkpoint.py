@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from axon_models.model_files import (
     HEAD,
     PAD_ID,
     differences,
+    homes_by_index,
     read_json,
     read_tensors,
     write_directory,
@@ -87,27 +89,31 @@ def _read(directory: Path, *, needs_head: bool) -> tuple[DecoderConfig, dict[str
         expected[HEAD] = (1, config.d_model)
     else:
         tensors.pop(HEAD, None)
-    raise_all(CheckpointError, str(directory), differences(expected, tensors, homes))
+    untied = []
+    if config.tied_embeddings and _OUTPUT in tensors:  # some writers store the tied matrix a second time
+        (embedding,) = hugging_face.family_of(config).pieces(config)["embedding.weight"].names
+        expected[_OUTPUT] = expected[embedding]
+        untied = _untied(embedding, tensors, homes)
+    raise_all(CheckpointError, str(directory), differences(expected, tensors, homes) + untied)
     return config, tensors
 
 
 def _read_tensors(directory: Path, config: DecoderConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a directory by their names in its family, and the file of each."""
+    """All tensors of a directory by their names in its family, and the file of each, as far as it is known."""
     tensors, homes = read_tensors(directory)
-    named = hugging_face.family_of(config).named(tensors)
-    by_tensor = {id(tensor): homes[name] for name, tensor in tensors.items()}
-    return _untied(directory, config, named), {name: by_tensor[id(tensor)] for name, tensor in named.items()}
+    named = hugging_face.family_of(config).named
+    return named(tensors), {**named(homes_by_index(directory)), **named(homes)}
 
 
-def _untied(directory: Path, config: DecoderConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` without the output matrix of a tied model, which some writers store a second time."""
-    if not config.tied_embeddings or _OUTPUT not in tensors:
-        return tensors
-    pieces = hugging_face.family_of(config).pieces(config)
-    (embedding,) = pieces["embedding.weight"].names
-    if embedding in tensors and not torch.equal(tensors[embedding], tensors[_OUTPUT]):
-        raise CheckpointError(
-            f"{directory}: {_OUTPUT} differs from {embedding}, but config.json ties them; set tie_word_embeddings "
-            "to false there if it is a matrix of its own"
-        )
-    return {name: tensor for name, tensor in tensors.items() if name != _OUTPUT}
+def _untied(embedding: str, tensors: Mapping[str, Tensor], homes: Mapping[str, str]) -> list[str]:
+    """What to say if the output matrix of a tied model is another than its embedding; NaN and shapes apart."""
+    one, other = tensors.get(embedding), tensors[_OUTPUT]
+    if one is None or one.shape != other.shape:
+        return []
+    n_others = int(((one != other) & one.isfinite() & other.isfinite()).sum())
+    if not n_others:
+        return []
+    return [
+        f"{_OUTPUT} ({homes[_OUTPUT]}) differs from {embedding} ({homes[embedding]}) in {n_others} of {one.numel()} "
+        "numbers, but config.json ties them; set tie_word_embeddings to false there if it is a matrix of its own"
+    ]

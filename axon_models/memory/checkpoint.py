@@ -26,6 +26,7 @@ from axon_models.model_files import (
     HEAD,
     PAD_ID,
     differences,
+    homes_by_index,
     read_json,
     read_tensors,
     write_directory,
@@ -98,6 +99,7 @@ def _read(directory: Path, *, needs_head: bool) -> tuple[TransformerXLConfig, di
         expected[HEAD] = (1, config.d_model)
     else:
         tensors.pop(HEAD, None)
+    homes = {**homes_by_index(directory), **homes}
     raise_all(CheckpointError, str(directory), differences(expected, tensors, homes))
     return config, tensors
 

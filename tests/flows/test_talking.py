@@ -146,6 +146,16 @@ def test_a_tokenizer_that_cannot_be_read_token_by_token_is_refused(checkout: Che
     assert told.value.exit_code == 1
 
 
+def test_a_tokenizer_larger_than_the_embedding_is_refused(checkout: Checkout) -> None:
+    larger = byte_tokenizer()
+    larger.add_tokens(["one more"])
+    larger.save(str(checkout.root / "models" / "sft" / "tokenizer.json"))
+    message = r"models/sft holds no model .*: tokenizer\.json has id 262, but the last row of the embedding is 261"
+    with pytest.raises(UserError, match=message) as told:
+        talking.generate(checkout, "sft", "x", Settings(max_new_tokens=2), raw=False)
+    assert told.value.exit_code == 1
+
+
 def test_chat_answers_each_line_by_itself(
     checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from axon_models.decoder.config import DecoderConfig, RopeScaling
 from axon_models.errors import CheckpointError, ConfigError, raise_all
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Family:
     outside: tuple[str, ...] = ("lm_head.", "score.")
     ignored: tuple[str, ...] = ()
 
-    def named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`tensors` by their full names, without those that are ignored."""
+    def named(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """`tensors`, or what is known of each, by their full names, without those that are ignored."""
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(self.ignored or ("\0",))}
         if not self.prefix or any(name.startswith(self.prefix) for name in kept):
             return kept

@@ -57,9 +57,9 @@ def test_everything_wrong_with_the_weights_is_listed(tmp_path: Path) -> None:
         load(tmp_path)
     for expected in (
         "5 mistake(s)",
-        "blocks.0.attention.u_bias is missing",
+        "blocks.0.attention.u_bias is missing (model.safetensors)",
         "surplus is not a tensor of this model",
-        "blocks.0.feed_forward.up.weight has shape (3, 12), but the config asks for (17, 12)",
+        "blocks.0.feed_forward.up.weight has shape (3, 12), but the config asks for (17, 12) (model.safetensors)",
         "blocks.1.feed_forward.up.bias has 2 of 17 numbers that are NaN or infinite",
         "blocks.1.feed_forward.down.bias has type torch.int64",
     ):
