@@ -12,10 +12,12 @@ from axon_models import answer, generate
 from axon_models.errors import ScoresError
 from axon_models.generation.answers import Answer, Piece, Request
 from axon_models.generation.batcher import Batcher, _likeliest
-from axon_models.generation.sampling import Sampling
+from axon_models.generation.sampling import Sampling, uniforms
 from axon_models.generation.text import TextStream
 from axon_models.generation.vocabulary import Vocabulary
-from tests.axon_models.small import small_decoder, some_tokens
+from axon_models.layers.language_model import LanguageModel
+from axon_models.presets import PRESETS
+from tests.axon_models.small import small_decoder, small_preset, some_tokens
 
 EOS = 8
 SETTINGS = (
@@ -53,18 +55,50 @@ def assert_same(found: Answer, expected: Answer) -> None:
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
+def assert_together(model: LanguageModel, asked: list[Request], expected: list[Answer], **arguments: Any) -> None:
+    """What a batcher of these arguments answers."""
+    batcher = Batcher(model, eos_id=EOS, **arguments)
+    for request in asked:
+        batcher.submit(request)
+    together = dict(batcher.run())
+    assert len(together) == len(expected)
+    for number, one in enumerate(expected):
+        assert_same(together[number], one)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"max_rows": 1}, {"max_rows": 3}, {"max_rows": 5, "chunk": 7}])
 @pytest.mark.parametrize("prepare", [True, False])
 def test_answers_are_those_of_each_request_alone(arguments: dict[str, int], prepare: bool) -> None:
     model, asked = small_decoder(), requests()
-    batcher = Batcher(model, eos_id=EOS, prepare=prepare, **arguments)
-    for request in asked:
-        batcher.submit(request)
-    together = dict(batcher.run())
     alone = [answer(model, [request], eos_id=EOS)[0] for request in asked]
     assert {a.reason for a in alone} == {"eos", "length"}
-    for number, expected in enumerate(alone):
-        assert_same(together[number], expected)
+    assert_together(model, asked, alone, prepare=prepare, **arguments)
+
+
+@torch.no_grad()
+def recomputed(model: LanguageModel, request: Request) -> Answer:
+    """Each token from all of the text before it anew."""
+    text, logprobs = list(request.prompt), []
+    for draw in uniforms(request.seed, request.row, request.max_new_tokens):
+        logits = model(torch.tensor([text]))[:, -1]  # (1, V)
+        seen = torch.zeros_like(logits, dtype=torch.bool).index_fill_(1, torch.tensor(text), True)
+        text.append(int(request.sampling.choose(logits, torch.tensor([draw], dtype=torch.float64), seen)))
+        logprobs.append(float(logits.log_softmax(-1)[0, text[-1]]))
+        if text[-1] == EOS:
+            break
+    tokens = tuple(text[len(request.prompt) :])
+    return Answer(tokens=tokens, logprobs=tuple(logprobs), reason="eos" if text[-1] == EOS else "length", text=None)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_answers_of_every_preset_are_full_recomputation_alone_and_together(preset: str) -> None:
+    model, asked = small_preset(preset), requests(11)
+    expected = [recomputed(model, request) for request in asked]
+    assert len({token for one in expected for token in one.tokens}) > 20
+    for request, one in zip(asked, expected, strict=True):
+        assert_same(answer(model, [request], eos_id=EOS)[0], one)
+    for arguments in ({"max_rows": 3}, {"max_rows": 4, "chunk": 7}, {"max_rows": 3, "prepare": False}):
+        assert_together(model, asked, expected, **arguments)
 
 
 def test_answers_are_those_of_the_engine_that_training_uses() -> None:
@@ -94,18 +128,6 @@ def test_requests_come_and_go_between_steps() -> None:
     assert 8 <= len(together) < 10  # and some were in work when they were dropped
     for number, found in together.items():
         assert_same(found, answer(model, [asked[number]], eos_id=EOS)[0])
-
-
-def test_logprobs_are_the_models_own() -> None:
-    model = small_decoder()
-    for request in requests(8):
-        (found,) = answer(model, [request], eos_id=EOS)
-        text = [*request.prompt, *found.tokens]
-        with torch.no_grad():
-            logprobs = model(torch.tensor([text]))[0].log_softmax(-1)
-        places = range(len(request.prompt) - 1, len(text) - 1)
-        expected = [float(logprobs[place, text[place + 1]]) for place in places]
-        assert found.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_stream_hears_every_token_and_the_text() -> None:

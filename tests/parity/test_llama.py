@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from axon_models.checkpoint import load, load_scalar_model, save
@@ -19,7 +18,14 @@ from axon_models.layers.language_model import ScalarModel, scalar_head
 from axon_models.layers.rotary import rotate
 from axon_models.model_files import PAD_ID
 from tests.axon_models.small import small_decoder, some_tokens
-from tests.parity.compare import assert_cached_is_uncached, assert_same, reference, small, without_padding
+from tests.parity.compare import (
+    assert_cached_is_uncached,
+    assert_same,
+    assert_same_when_padded,
+    reference,
+    small,
+    without_padding,
+)
 
 SHAPES = {
     "gqa": {},
@@ -139,18 +145,10 @@ def test_slices_sum_to_the_whole(slices: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_and_gradients_equal_llamas(shape: str, tmp_path: Path) -> None:
     ours = small_decoder(**SHAPES[shape])
-    save(ours, tmp_path)
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
-    tokens = without_padding(some_tokens(3, 23))
-    logits, reference = ours(tokens), theirs(tokens).logits
-    assert reference.std() > 0.3
-    torch.testing.assert_close(logits, reference, atol=1e-4, rtol=0)
-
-    for values in (logits, reference):
-        F.cross_entropy(values[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    for name, gradient in to_tensors(ours.config, gradients).items():  # type: ignore[arg-type]
-        torch.testing.assert_close(gradient, theirs.get_parameter(name).grad, atol=1e-3, rtol=1e-3)
+    theirs = reference(ours, tmp_path)
+    assert type(theirs) is LlamaForCausalLM
+    assert_same(ours, theirs)
+    assert_same_when_padded(ours, theirs)
 
 
 def test_more_than_one_chunk_of_queries_equals_llama(tmp_path: Path) -> None:
@@ -168,15 +166,10 @@ def test_more_than_one_chunk_of_queries_equals_llama(tmp_path: Path) -> None:
         torch.testing.assert_close(gradient, theirs.get_parameter(name).grad, atol=1e-6, rtol=1e-3)
 
 
-def test_padded_batches_equal_llamas(tmp_path: Path) -> None:
-    ours = small_decoder()
-    save(ours, tmp_path)
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
-    tokens, lengths = some_tokens(3, 17), torch.tensor([17, 9, 1])
-    real = torch.arange(17) < lengths.unsqueeze(1)
-    tokens = torch.where(real, tokens, PAD_ID)
-    reference = theirs(tokens, attention_mask=real.long()).logits
-    torch.testing.assert_close(ours(tokens)[real], reference[real], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_padded_batches_under_linear_scaling_equal_llamas(kv_heads: int, tmp_path: Path) -> None:
+    ours = small("x_llama", rope_scaling=SCALINGS["linear"], kv_heads=kv_heads)
+    assert_same_when_padded(ours, reference(ours, tmp_path))
 
 
 def test_a_directory_loads_through_the_auto_class_and_round_trips(tmp_path: Path) -> None:

@@ -50,12 +50,32 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def logits(model: TransformerXL, tokens: list[int], memory: list[Tensor], span: int | None = None) -> Tensor:
     """(T, V) of one row, with a memory (M, D) for each layer."""
-    config = model.config
+    return segment(model, tokens, memory, span)[0]
+
+
+def text(model: TransformerXL, tokens: list[int]) -> Tensor:
+    """(T, V) of one row, segment by segment: each layer remembers what entered it, without gradient."""
+    length, n_remembered = model.config.segment_length, model.config.memory_length
+    memory, parts = [model.embedding.weight[:0].detach()] * len(model.blocks), []
+    for start in range(0, len(tokens), length):
+        part, entered = segment(model, tokens[start : start + length], memory)
+        states = [torch.cat((old, new.detach())) for old, new in zip(memory, entered, strict=True)]
+        memory = [one[max(len(one) - n_remembered, 0) :] for one in states]
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def segment(
+    model: TransformerXL, tokens: list[int], memory: list[Tensor], span: int | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """As `logits`, and what entered each layer, (T, D)."""
+    config, entered = model.config, []
     x = torch.stack([model.embedding.weight[token] * math.sqrt(config.d_model) for token in tokens])
     for block, remembered in zip(model.blocks, memory, strict=True):
+        entered.append(x)
         attended = attention(block, x, remembered, config.heads, span)
         x = norm(x + attended, block.attention_norm.weight, block.attention_norm.bias, config.norm_eps)
         inner = (x @ block.feed_forward.up.weight.t() + block.feed_forward.up.bias).clamp(min=0)
         y = inner @ block.feed_forward.down.weight.t() + block.feed_forward.down.bias
         x = norm(x + y, block.feed_forward_norm.weight, block.feed_forward_norm.bias, config.norm_eps)
-    return x @ model.output_weight.t()
+    return x @ model.output_weight.t(), entered

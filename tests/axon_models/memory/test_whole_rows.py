@@ -18,6 +18,7 @@ from axon_models.layers.cache import KVCache
 from axon_models.layers.language_model import ScalarModel, scalar_head
 from axon_models.layers.rolling_cache import RollingCache
 from axon_models.memory.model import TransformerXL
+from tests.axon_models.memory import naive
 from tests.axon_models.memory.small import read, small_model, some_tokens
 
 LENGTHS = [{}, {"memory_length": 0}, {"memory_length": 2}, {"segment_length": 1}, {"segment_length": 64}]
@@ -98,6 +99,19 @@ def test_a_mask_that_hides_nothing_more_changes_nothing_and_padding_gives_number
     logits = model(tokens, mask=mask, positions=(torch.arange(17) - 3).clamp(min=0).expand(2, -1))
     assert logits.isfinite().all()
     torch.testing.assert_close(logits[:, 3:], model(tokens[:, 3:]))
+
+
+@pytest.mark.parametrize("at_left", [False, True])
+def test_padded_rows_are_the_papers_formula_row_by_row_and_learn_as_it_does(at_left: bool) -> None:
+    model, tokens, places, lengths = small_model().double(), some_tokens(3, 13), torch.arange(13), (13, 6, 1)
+    ends = torch.tensor(lengths)[:, None]
+    real = places >= 13 - ends if at_left else places < ends  # (B, T)
+    positions, mask = (real.cumsum(1) - 1).clamp(min=0), real[:, None, None] & (places <= places[:, None])
+    logits = (model(tokens, positions=positions, mask=mask) if at_left else model(tokens))[real]
+    expected = torch.cat([naive.text(model, row[one].tolist()) for row, one in zip(tokens, real, strict=True)])
+    # The sinusoids are of float32, the rest of float64.
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradients(model, logits), gradients(model, expected), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_several_lengths_are_each_row_alone() -> None:
