@@ -1,4 +1,4 @@
-"""`Rows` (rows.py) of the default kind of decoder, by the passes of `prepared.py`."""
+"""`Rows` (rows.py) by the passes of `prepared.py`."""
 # N tokens of one pass, B rows, H heads, G kv groups, d head dimension, S slots, T tokens of a piece, V vocabulary
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from axon_models.decoder.model import Decoder
 from axon_models.generation.prepared import Prepared, Work
-from axon_models.generation.stores import store_for
+from axon_models.generation.stores import slots_of, store_for
 from axon_models.layers.attend import as_bias
 
 
@@ -23,7 +23,7 @@ class _Piece(NamedTuple):
     start: int
     tokens: Sequence[int]
     place: int
-    bias: Tensor | None  # (1, 1, T, S) where the row holds earlier tokens
+    biases: dict[int, Tensor | None]  # (1, 1, T, S) by the slots of a layer; None: all causally, and nothing earlier
     is_last: bool
 
 
@@ -43,6 +43,7 @@ class PreparedRows:
         self._model, self._chunk = Prepared(module, n_rows=n_rows, dtype=dtype), chunk
         self._store = store_for(self._model.config, n_rows=n_rows, length=length, growing=growing, dtype=dtype)
         self._positions = torch.arange(length)
+        self._slots = [slots_of(window, length) for window in self._model.config.windows]
         self._works: dict[int, Work] = {}
         self._lengths: list[int] = []
 
@@ -67,11 +68,17 @@ class PreparedRows:
                     place = 0
                 tokens = prompt[start : start + self._chunk - place]
                 stop = start + len(tokens)
-                seen = self._positions[:stop] <= self._positions[start:stop].unsqueeze(1)  # (T, S)
-                bias = as_bias(seen[None, None]) if start else None
-                passes[-1].append(_Piece(row, start, tokens, place, bias, stop == len(prompt)))
+                biases = {n_slots: self._bias(start, stop, n_slots) for n_slots in set(self._slots)}
+                passes[-1].append(_Piece(row, start, tokens, place, biases, stop == len(prompt)))
                 start, place = stop, place + len(tokens)
         return passes
+
+    def _bias(self, start: int, stop: int, n_slots: int) -> Tensor | None:
+        """What queries at positions start … stop−1 see of the `n_slots` before them and of one another."""
+        if start == 0 and stop <= n_slots:
+            return None
+        queries, keys = self._positions[start:stop].unsqueeze(1), self._positions[max(0, start - n_slots) : stop]
+        return as_bias(((keys <= queries) & (keys > queries - n_slots))[None, None])  # (1, 1, T, S)
 
     def _fill(self, pieces: Sequence[_Piece]) -> Tensor:
         """The logits (n, V) after those of the pieces that end their prompts."""
@@ -81,15 +88,15 @@ class PreparedRows:
         def attend(layer: int, work: Work) -> Tensor:
             outputs = torch.empty_like(work.q)  # (N, H, d)
             for piece in pieces:
-                here, stop = slice(piece.place, piece.place + len(piece.tokens)), piece.start + len(piece.tokens)
-                self._store.put(layer, piece.row, piece.start, work.kv[here])
+                here, bias = slice(piece.place, piece.place + len(piece.tokens)), piece.biases[self._slots[layer]]
                 q = work.q[here].transpose(0, 1).unsqueeze(0)  # (1, H, T, d)
-                if piece.bias is None:
-                    k, v = work.kv[here].permute(1, 2, 0, 3).unsqueeze(1)  # (1, G, T, d) each
-                else:
-                    k, v = (x.to(q.dtype) for x in self._store.get(layer, piece.row, stop))  # (1, G, S, d) each
+                k, v = work.kv[here].permute(1, 2, 0, 3).unsqueeze(1)  # (1, G, T, d) each
+                if piece.start:
+                    earlier = self._store.get(layer, piece.row, piece.start)
+                    k, v = (torch.cat((old.to(q.dtype), new), dim=2) for old, new in zip(earlier, (k, v), strict=True))
+                self._store.put(layer, piece.row, piece.start, work.kv[here])
                 seen = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=piece.bias, is_causal=piece.bias is None, scale=1.0, enable_gqa=True
+                    q, k, v, attn_mask=bias, is_causal=bias is None, scale=1.0, enable_gqa=True
                 )  # (1, H, T, d); queries are scaled already
                 outputs[here] = seen[0].transpose(0, 1)
             return outputs.flatten(1)

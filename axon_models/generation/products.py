@@ -22,7 +22,7 @@ _BLOCK = 256  # columns
 
 
 class Product(Protocol):
-    """x (N, I) · weight to (N, O), x and weight of one type; nothing is differentiated."""
+    """x (N, I) · weight + bias to (N, O), x and weight of one type; nothing is differentiated."""
 
     def of(self, x: Tensor) -> Tensor:
         """The product, of x's type."""
@@ -37,8 +37,8 @@ class Product(Protocol):
         ...
 
 
-def layout(dtype: torch.dtype, n_rows: int) -> Callable[[Tensor], Product]:
-    """What turns a weight (O, I) into its product, for steps of up to `n_rows` rows."""
+def layout(dtype: torch.dtype, n_rows: int) -> Callable[[Tensor, Tensor | None], Product]:
+    """What turns a weight (O, I) and a bias (O,) or none into their product, for steps of up to `n_rows` rows."""
     if n_rows == 1:
         return OneRow
     return Packed if _packs(dtype) else Plain
@@ -51,19 +51,35 @@ def _packs(dtype: torch.dtype) -> bool:
 
 
 class Plain:
-    """`torch.mm`, in either type."""
+    """`torch.mm`, in either type. A bias is float32 where the result is."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.t().contiguous()  # (I, O)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._hold(weight)
+        self._bias = None if bias is None else bias.float()
+        self._rounded_bias = None if bias is None else bias.to(weight.dtype)
 
     def of(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self._weight)
+        y = self._times(x)
+        return y if self._rounded_bias is None else y.add_(self._rounded_bias)
 
     def into(self, x: Tensor, out: Tensor) -> None:
-        out.copy_(self.of(x))
+        if self._bias is None:
+            out.copy_(self._times(x))
+        else:
+            torch.add(self._times(x), self._bias, out=out)
 
     def onto(self, x: Tensor, total: Tensor) -> None:
-        total.add_(self.of(x))
+        total.add_(self._times(x))
+        if self._bias is not None:
+            total.add_(self._bias)
+
+    def _hold(self, weight: Tensor) -> None:
+        """Lay out the weight (O, I)."""
+        self._weight = weight.t().contiguous()  # (I, O)
+
+    def _times(self, x: Tensor) -> Tensor:
+        """x (N, I) · weight, (N, O)."""
+        return torch.mm(x, self._weight)
 
 
 class OneRow(Plain):
@@ -73,7 +89,7 @@ class OneRow(Plain):
     matrix it would take twice as long, and bags are what threads share.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def _hold(self, weight: Tensor) -> None:
         outputs, inputs = weight.shape
         n_bags = next(n for n in range(max(1, outputs // _BLOCK), 0, -1) if outputs % n == 0)
         self._blocks = weight.t().unflatten(1, (n_bags, -1)).transpose(0, 1).contiguous()  # (T, I, O/T)
@@ -82,7 +98,7 @@ class OneRow(Plain):
         self._starts = self._rows[::inputs].contiguous()  # (T,)
         self._n_bags = n_bags
 
-    def of(self, x: Tensor) -> Tensor:
+    def _times(self, x: Tensor) -> Tensor:
         if x.shape[0] != 1:
             return torch.bmm(x.expand(self._n_bags, -1, -1), self._blocks).transpose(0, 1).flatten(1)
         weights = x.view(-1) if self._n_bags == 1 else x.expand(self._n_bags, -1).reshape(-1)  # (T·I,)
@@ -94,9 +110,9 @@ class OneRow(Plain):
 class Packed(Plain):
     """oneDNN's product of packed weights, in either type."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    def _hold(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def of(self, x: Tensor) -> Tensor:
+    def _times(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
         return product

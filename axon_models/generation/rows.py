@@ -1,7 +1,7 @@
 """The rows that are being written, with their keys and values: pre-fill prompts, add a token to each, drop some.
 
-`ModuleRows` asks the model's own modules and works for every decoder. `prepared.py` has the same for the default kind
-of decoder with everything prepared for single tokens; `rows_for` chooses, once.
+`ModuleRows` asks the model's own modules and works for every language model. `prepared.py` has the same for decoders
+on a processor, with everything prepared for single tokens; `rows_for` chooses, once.
 """
 # B rows, T time, S slots, D model, V vocabulary
 

@@ -10,7 +10,8 @@ a row's numbers do not depend on what stands beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,10 +25,20 @@ _STEP = 32  # slots by which a buffer of many rows grows: scores are computed of
 
 
 class Store(Protocol):
-    """Keys and values of rows that stand at positions of their own; slot s of a row holds position s."""
+    """Keys and values of rows that stand at positions of their own.
+
+    Slot s of a row holds position s. Of a layer with a window of W positions there are no more than W slots, and slot s
+    holds the last position that leaves the rest s when divided by W: a token takes the place of the one that leaves
+    its window, and what is seen has no order.
+    """
+
+    @property
+    def slots(self) -> list[int]:
+        """How many slots each layer has by now."""
+        ...
 
     def reserve(self, n_slots: int) -> None:
-        """Make room for `n_slots` slots; what is stored stays."""
+        """Make room for `n_slots` positions, or for a layer's window; what is stored stays."""
         ...
 
     def clear(self, row: int) -> None:
@@ -35,11 +46,14 @@ class Store(Protocol):
         ...
 
     def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
-        """Store `kv` (T, 2, G, d) at the slots from `start` on."""
+        """Store `kv` (T, 2, G, d) of positions from `start` on."""
         ...
 
     def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, (1, G, stop, d) each, of a row's first slots."""
+        """Keys and values, (1, G, S, d) each, of a row's last S positions before `stop`, up to which it is filled.
+
+        S is `stop`, or the window's width where that is less.
+        """
         ...
 
     def move(self, order: Sequence[int]) -> None:
@@ -51,14 +65,82 @@ class Store(Protocol):
         ...
 
 
+def slots_of(window: int | None, length: int) -> int:
+    """How many positions a layer with this window ever sees of a row of `length`."""
+    return length if window is None else min(window, length)
+
+
 def store_for(config: DecoderConfig, *, n_rows: int, length: int, growing: bool, dtype: torch.dtype) -> Store:
     """A store of `n_rows` rows of up to `length` tokens. dtype: of keys and values of several rows.
 
     Those of a single row are float32: a batch of two small products in bfloat16 takes four times as long.
     """
-    if n_rows == 1:
-        return _OneRow(config, length=length, growing=growing)
-    return _ManyRows(config, n_rows=n_rows, length=length, growing=growing, dtype=dtype)
+
+    def store(n_layers: int, n_slots: int) -> Store:
+        sizes = replace(config, n_layers=n_layers)
+        if n_rows == 1:
+            return _OneRow(sizes, length=n_slots, growing=growing)
+        return _ManyRows(sizes, n_rows=n_rows, length=n_slots, growing=growing, dtype=dtype)
+
+    by_layer = [slots_of(window, length) for window in config.windows]
+    stores = {n_slots: store(by_layer.count(n_slots), n_slots) for n_slots in dict.fromkeys(by_layer)}
+    return stores[by_layer[0]] if len(stores) == 1 else _ByWindow(stores, by_layer)
+
+
+class _ByWindow:
+    """A store for all layers with the same number of slots."""
+
+    def __init__(self, stores: Mapping[int, Store], by_layer: Sequence[int]) -> None:
+        self._stores = list(stores.values())
+        self._places = [(stores[n], by_layer[:layer].count(n)) for layer, n in enumerate(by_layer)]
+
+    @property
+    def slots(self) -> list[int]:
+        """As `Store.slots`."""
+        return [store.slots[place] for store, place in self._places]
+
+    def reserve(self, n_slots: int) -> None:
+        """As `Store.reserve`."""
+        for store in self._stores:
+            store.reserve(n_slots)
+
+    def clear(self, row: int) -> None:
+        """As `Store.clear`."""
+        for store in self._stores:
+            store.clear(row)
+
+    def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
+        """As `Store.put`."""
+        store, place = self._places[layer]
+        store.put(place, row, start, kv)
+
+    def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
+        """As `Store.get`."""
+        store, place = self._places[layer]
+        return store.get(place, row, stop)
+
+    def move(self, order: Sequence[int]) -> None:
+        """As `Store.move`."""
+        for store in self._stores:
+            store.move(order)
+
+    def step(self, lengths: Sequence[int]) -> Attend:
+        """As `Store.step`."""
+        attends = {id(store): store.step(lengths) for store in self._stores}
+        by_layer = [(attends[id(store)], place) for store, place in self._places]
+
+        def attend(layer: int, work: Work) -> Tensor:
+            of_store, place = by_layer[layer]
+            return of_store(place, work)
+
+        return attend
+
+
+def _slots(start: int, stop: int, length: int) -> Tensor | slice:
+    """Where the positions start … stop−1 stand among `length` slots, in order."""
+    if stop <= length:
+        return slice(start, stop)
+    return torch.arange(start, stop) % length
 
 
 class _OneRow:
@@ -69,20 +151,27 @@ class _OneRow:
         slots = min(length, FIRST_SLOTS) if growing else length
         self._buffer = torch.zeros(config.n_layers, 2, config.kv_heads, slots, config.head_dim)
 
+    @property
+    def slots(self) -> list[int]:
+        """As `Store.slots`."""
+        return [self._buffer.shape[3]] * self._config.n_layers
+
     def reserve(self, n_slots: int) -> None:
         """As `Store.reserve`."""
-        self._buffer = grown(self._buffer, n_slots, self._length)
+        self._buffer = grown(self._buffer, min(n_slots, self._length), self._length)
 
     def clear(self, row: int) -> None:
         """As `Store.clear`: slots past a row's length are never read."""
 
     def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
         """As `Store.put`."""
-        self._buffer[layer, :, :, start : start + kv.shape[0]] = kv.permute(1, 2, 0, 3)
+        stop, kept = start + kv.shape[0], kv[-self._length :]
+        self._buffer[layer, :, :, _slots(stop - kept.shape[0], stop, self._length)] = kept.permute(1, 2, 0, 3)
 
     def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
         """As `Store.get`."""
-        keys, values = self._buffer[layer, :, None, :, :stop].unbind(0)
+        slots = _slots(max(0, stop - self._length), stop, self._length)
+        keys, values = self._buffer[layer, :, None, :, slots].unbind(0)
         return keys, values
 
     def move(self, order: Sequence[int]) -> None:
@@ -91,9 +180,10 @@ class _OneRow:
     def step(self, lengths: Sequence[int]) -> Attend:
         """As `Store.step`."""
         config, (length,) = self._config, lengths
-        written = self._buffer[:, :, :, length].unbind(0)  # (2, G, d) for each layer
-        keys = self._buffer[:, 0, :, : length + 1].transpose(2, 3).unbind(0)  # (G, d, S)
-        values = self._buffer[:, 1, :, : length + 1].unbind(0)  # (G, S, d)
+        n_seen = min(length + 1, self._length)
+        written = self._buffer[:, :, :, length % self._length].unbind(0)  # (2, G, d) for each layer
+        keys = self._buffer[:, 0, :, :n_seen].transpose(2, 3).unbind(0)  # (G, d, S)
+        values = self._buffer[:, 1, :, :n_seen].unbind(0)  # (G, S, d)
         by_group = config.kv_heads, config.heads // config.kv_heads, config.head_dim
 
         def attend(layer: int, work: Work) -> Tensor:
@@ -154,8 +244,14 @@ class _ManyRows:
         self._value_rows = values.flatten(1, 3).unbind(0)  # (B·G·S, d)
         self._works: dict[int, _StepWork] = {}
 
+    @property
+    def slots(self) -> list[int]:
+        """As `Store.slots`."""
+        return [self._keys.shape[4]] * self._config.n_layers
+
     def reserve(self, n_slots: int) -> None:
         """As `Store.reserve`."""
+        n_slots = min(n_slots, self._length)
         if n_slots > self._keys.shape[4]:
             values = grown(self._values, n_slots, self._length)
             self._hold(_wider(self._keys, min(-(-n_slots // _STEP) * _STEP, self._length)), values)
@@ -166,15 +262,21 @@ class _ManyRows:
 
     def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
         """As `Store.put`."""
-        slots = slice(start, start + kv.shape[0])
-        keys, values = kv.unbind(1)  # (T, G, d)
+        stop, kept = start + kv.shape[0], kv[-self._length :]
+        slots = _slots(stop - kept.shape[0], stop, self._length)
+        keys, values = kept.to(self._dtype).unbind(1)  # (T, G, d)
         self._keys[layer, row, :, :-1, slots] = keys.permute(1, 2, 0)
         self._keys[layer, row, :, -1, slots] = 0.0
         self._values[layer, row, :, slots] = values.transpose(0, 1)
 
     def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
         """As `Store.get`."""
-        return self._keys[layer, None, row, :, :-1, :stop].transpose(2, 3), self._values[layer, None, row, :, :stop]
+        slots = _slots(max(0, stop - self._length), stop, self._length)
+        keys, values = (
+            self._keys[layer, None, row, :, :-1],
+            self._values[layer, None, row],
+        )  # (1, G, d, S), (1, G, S, d)
+        return keys[..., slots].transpose(2, 3), values[:, :, slots]
 
     def move(self, order: Sequence[int]) -> None:
         """As `Store.move`."""
@@ -190,9 +292,9 @@ class _ManyRows:
         if n not in self._works:
             self._works[n] = self._work(n)
         queries, keys, values, key_places, value_places, scores, seen = self._works[n]
-        positions = torch.tensor(lengths)[:, None, None]  # (B, 1, 1)
-        key_places = (key_places + positions).flatten()  # (B·G·(d+1),)
-        value_places = (value_places + positions[:, 0]).flatten()  # (B·G,)
+        slots = torch.tensor([length % self._length for length in lengths])[:, None, None]  # (B, 1, 1)
+        key_places = (key_places + slots).flatten()  # (B·G·(d+1),)
+        value_places = (value_places + slots[:, 0]).flatten()  # (B·G,)
         query_numbers, written = queries[..., :dim], keys[..., :dim]
         flat_keys, flat_values = keys.view(-1), values.view(-1, dim)
 

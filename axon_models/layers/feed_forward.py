@@ -40,11 +40,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, up: nn.Module, activation: Callable[[Tensor], Tensor], down: nn.Module) -> None:
         super().__init__()
-        self.up, self._activation, self.down = up, activation, down
+        self.up, self.activation, self.down = up, activation, down
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        y: Tensor = self.down(self._activation(self.up(x)))
+        y: Tensor = self.down(self.activation(self.up(x)))
         return y
 
 

@@ -14,13 +14,14 @@ from axon_models.decoder import config as configs
 from axon_models.decoder.model import Decoder
 from axon_models.decoder.presets import config_of
 from axon_models.errors import ScoresError
-from axon_models.generation import caches, prepared
+from axon_models.generation import caches, prepared, stores
 from axon_models.generation.answers import Request
 from axon_models.generation.batcher import Batcher
 from axon_models.generation.caches import FIRST_SLOTS, GrowingKVCache, grown, move_rows
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.rows import ModuleRows, Rows, rows_for
+from axon_models.generation.stores import store_for
 from axon_models.layers.cache import KVCache
 from axon_models.layers.language_model import Cache
 from axon_models.layers.rolling_cache import RollingCache
@@ -34,6 +35,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"d_model": 30, "heads": 5, "kv_heads": 5, "n_layers": 1, "vocab_size": 131},
     "untied": {"tied_embeddings": False},
     "other_theta_and_eps": {"rope_theta": 500.0, "norm_eps": 1e-1},
+}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pygpt": ("pygpt", {}),
+    "gpt": ("gpt", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt2_of_odd_heads": ("gpt2", {"d_model": 35, "heads": 5}),
+    "gpt3_sparse": ("gpt3_sparse", {"window": 6}),
+    "linear": ("x_llama", {"rope_scaling": configs.RopeScaling(kind="linear", factor=2.0)}),
+    "mistral": ("mistral", {"window": 6}),
+    "window_of_one": ("mistral", {"window": 1}),
+    "mixtral": ("mixtral", {"window": 6}),
+    "switch": ("switch", {}),
+    "phi": ("phi", {}),
+    "phi_of_few_heads": ("phi", {"kv_heads": 2, "d_model": 48}),
 }
 PROMPTS = [some_tokens(n, seed=n).tolist() for n in (3, 20, 1, 11, 33)]
 
@@ -84,6 +99,50 @@ def follow(model: Decoder, rows: Rows, n_steps: int) -> None:
 def test_rows_are_full_recomputation(shape: str, kind: str) -> None:
     model = small_decoder(**SHAPES[shape])
     follow(model, KINDS[kind](model, n_rows=5, length=64, chunk=64, growing=False), 9)
+
+
+def of_preset(name: str) -> Decoder:
+    preset, sizes = PRESETS[name]
+    shape = {"vocab_size": 67, "d_model": 24, "n_layers": 3, "heads": 6, "max_positions": 64, "init_std": 0.3}
+    return randomise(Decoder(config_of(preset, **{**shape, **sizes}))).eval()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 64])
+@pytest.mark.parametrize("name", PRESETS)
+def test_prepared_rows_of_every_preset_are_full_recomputation(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and answers shorter than a window, longer, and several times as long; buffers grow on the way."""
+    monkeypatch.setattr(stores, "FIRST_SLOTS", 4)
+    monkeypatch.setattr(stores, "_STEP", 4)
+    rows = rows_for(of_preset(name), n_rows=5, length=64, chunk=chunk)
+    assert isinstance(rows, PreparedRows)
+    follow(of_preset(name), rows, 15)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_single_prepared_row_of_every_preset_is_full_recomputation(name: str) -> None:
+    model = of_preset(name)
+    rows, text = rows_for(model, n_rows=1, length=64, chunk=8), list(PROMPTS[1])
+    assert isinstance(rows, PreparedRows)
+    with torch.inference_mode():
+        assert_near(rows.add([text]), recomputed(model, [text]))
+        for token in range(20):
+            text.append(token)
+            assert_near(rows.step(torch.tensor([token])), recomputed(model, [text]))
+        rows.keep([])
+        assert_near(rows.add([[5, 6]]), recomputed(model, [[5, 6]]))
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_layers_with_a_window_hold_no_more_than_it(n_rows: int) -> None:
+    sizes: dict[str, Any] = {"n_rows": n_rows, "length": 64, "growing": True, "dtype": torch.float32}
+    held = store_for(of_preset("mistral").config, **sizes)
+    held.reserve(60)
+    assert held.slots == [6, 6, 6]
+    held = store_for(of_preset("gpt3_sparse").config, **sizes)
+    held.reserve(60)
+    assert held.slots == [64, 6, 64]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +199,7 @@ def test_rows_of_a_window_are_full_recomputation(
     """Prompts and answers shorter than the window, longer, and several times as long, in rows that change places."""
     monkeypatch.setattr(caches, "FIRST_SLOTS", 4)  # so that buffers grow to the window, and then roll
     model = windowed(preset, window)
-    rows = rows_for(model, n_rows=5, length=64, chunk=chunk)
+    rows = rows_for(model, n_rows=5, length=64, chunk=chunk, prepare=False)
     cache = cache_of(rows)
     assert isinstance(cache, RollingCache)
     assert cache.keys.shape[3] == min(window, 4) + 1
@@ -148,9 +207,10 @@ def test_rows_of_a_window_are_full_recomputation(
     assert cache.keys.shape[3] == window + 1
 
 
-def test_a_row_of_a_window_sees_nothing_of_what_stood_in_its_place() -> None:
+@pytest.mark.parametrize("prepare", [True, False])
+def test_a_row_of_a_window_sees_nothing_of_what_stood_in_its_place(prepare: bool) -> None:
     model = windowed(window=20)
-    rows = rows_for(model, n_rows=2, length=64, chunk=64)
+    rows = rows_for(model, n_rows=2, length=64, chunk=64, prepare=prepare)
     longer, shorter = (some_tokens(n, seed=n).tolist() for n in (10, 2))
     with torch.inference_mode():
         rows.add([longer, longer])
@@ -177,7 +237,7 @@ def test_a_row_in_the_place_of_one_that_was_no_number_is_well() -> None:
 
 def test_a_window_is_rolled_only_where_it_saves_something_and_all_layers_have_it() -> None:
     def kind(model: Decoder, **settings: Any) -> type:
-        return type(cache_of(rows_for(model, n_rows=1, length=64, chunk=8, **settings)))
+        return type(cache_of(rows_for(model, n_rows=1, length=64, chunk=8, prepare=False, **settings)))
 
     assert kind(windowed(window=63)) is RollingCache
     assert kind(windowed(window=64)) is GrowingKVCache
