@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -27,11 +28,12 @@ from axon_models.decoder.config import DecoderConfig
 from axon_models.decoder.model import Block, Decoder
 from axon_models.generation import folding
 from axon_models.generation.folding import Affine
-from axon_models.generation.products import Product, layout
+from axon_models.generation.products import Plain, Product, layout
 from axon_models.layers.attention import Attention
 from axon_models.layers.block import ParallelBlock, PostNormBlock, RoutedBlock
-from axon_models.layers.feed_forward import FeedForward, SwiGLU
+from axon_models.layers.feed_forward import FeedForward, SwiGLU, silu_product
 from axon_models.layers.language_model import LanguageModel
+from axon_models.layers.moe.experts import ReluExperts, SwiGLUExperts, through_experts
 from axon_models.layers.moe.routing import RoutedExperts
 from axon_models.layers.norm import RMSNorm
 from axon_models.layers.position import NoRotation
@@ -206,27 +208,38 @@ class Prepared:
         return _gated(up, down) if isinstance(module, SwiGLU) else _activated(up, down, module.activation)
 
     def _routed(self, module: RoutedExperts, norm: nn.Module) -> FeedForwards:
-        """Experts by their own module. What the router sees is not rounded: that would send tokens elsewhere."""
-        routed = copy.deepcopy(module)
-        routed.experts = _Rounded(routed.get_submodule("experts"), self.dtype)
-        gain = norm.get_parameter("weight").detach() * math.sqrt(self.config.d_model)
+        """What the router sees is not rounded: that would send tokens elsewhere."""
+        router = Plain(folding.of(module.router).behind(norm).weight.float())
+        experts, choices = self._experts(module.get_submodule("experts"), norm), module.choices
 
-        def feed_forward(_x: Tensor, work: Work) -> None:
-            work.x.add_(routed((work.x / work.length * gain).unsqueeze(0))[0])
+        def several(rows: Tensor, counts: Sequence[int]) -> Tensor:
+            return torch.cat([experts[i](x) for i, x in enumerate(rows.split(list(counts))) if len(x)])
+
+        def feed_forward(x: Tensor, work: Work) -> None:
+            chosen, weights = choices(router.of(work.x / work.length))  # (N, K) twice
+            if len(x) > 1:
+                work.x.add_(through_experts(x, chosen, weights, several, len(experts)))
+                return
+            for expert, weight in zip(chosen[0].tolist(), weights[0].tolist(), strict=True):
+                work.x.add_(experts[expert](x), alpha=weight)
 
         return feed_forward
 
+    def _experts(self, module: nn.Module, norm: nn.Module) -> list[Callable[[Tensor], Tensor]]:
+        """Each expert, (N, D) to (N, D)."""
+        assert isinstance(module, SwiGLUExperts | ReluExperts)
+        gated = isinstance(module, SwiGLUExperts)
+        into = module.get_parameter("gate_up" if gated else "up").detach()
+        activation = silu_product if gated else F.relu
+        found: list[Callable[[Tensor], Tensor]] = []
+        for first, second in zip(into, module.down.detach(), strict=True):
+            products = self._product(Affine(first, None).behind(norm)), self._product(Affine(second, None))
+            found.append(partial(_expert, *products, activation))
+        return found
 
-class _Rounded(nn.Module):
-    """`Experts` whose products have factors of type `dtype`, between rows in float32."""
 
-    def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._experts, self._dtype = experts.to(dtype), dtype
-
-    def forward(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        y: Tensor = self._experts(rows.to(self._dtype), counts)
-        return y.float()
+def _expert(into: Product, down: Product, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return down.of(activation(into.of(x)))
 
 
 def _gated(gate_up: Product, down: Product) -> FeedForwards:

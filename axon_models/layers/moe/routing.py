@@ -21,6 +21,10 @@ class RoutedExperts(nn.Module):
 
     router: nn.Linear
 
+    def choices(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of router logits (M, N): the experts that each token is to pass through, (M, K) int64, and their weights."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         return self.forward_with_logits(x)[0]

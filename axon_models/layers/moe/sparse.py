@@ -27,12 +27,17 @@ class SparseExperts(RoutedExperts):
         self.router = nn.Linear(d_model, n_experts, bias=False)
         self.experts = SwiGLUExperts(d_model, d_feed_forward, n_experts)
 
+    def choices(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As `RoutedExperts.choices`."""
+        largest, chosen = logits.topk(self.top_k)  # (M, K) twice
+        # The softmax over the K largest equals the softmax over all, divided by what the K have of it.
+        return chosen, largest.softmax(-1)
+
     def forward_with_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) to (B, T, D), and the router logits (B, T, N)."""
         logits = route(self.router, x)  # (B, T, N)
-        largest, chosen = logits.flatten(0, 1).topk(self.top_k)  # (B·T, K) twice
-        # The softmax over the K largest equals the softmax over all, divided by what the K have of it.
-        y = through_experts(x.flatten(0, 1), chosen, largest.softmax(-1), self.experts, self.n_experts)  # (B·T, D)
+        chosen, weights = self.choices(logits.flatten(0, 1))
+        y = through_experts(x.flatten(0, 1), chosen, weights, self.experts, self.n_experts)  # (B·T, D)
         return y.view(x.shape), logits
 
     def penalty(self, router_logits: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:

@@ -70,10 +70,15 @@ class SwitchExperts(RoutedExperts):
         # Rounded first: 1.1 · 10 / 11 is a little more than 1 in floating point.
         return math.ceil(round(self.capacity_factor * time / self.n_experts, 9)) if self.training else time
 
+    def choices(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As `RoutedExperts.choices`, where no expert is full."""
+        probability, expert = logits.softmax(-1).max(-1, keepdim=True)  # (M, 1) twice; of equals the first
+        return expert, probability
+
     def routes(self, x: Tensor) -> Routes:
         """Where the tokens of x (B, T, D) go."""
         logits = route(self.router, x)  # (B, T, N)
-        probability, expert = logits.softmax(-1).max(-1)  # (B, T) twice; of equals the first
+        expert, probability = (x.view(logits.shape[:2]) for x in self.choices(logits.flatten(0, 1)))  # (B, T) twice
         # Every token's number among those of its row that want the same expert, from 1.
         numbers = F.one_hot(expert, self.n_experts).cumsum(1)  # (B, T, N)
         kept = numbers.gather(2, expert.unsqueeze(2)).squeeze(2) <= self.capacity(x.shape[1])  # (B, T)
