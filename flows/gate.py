@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.lineage import registrations
 from tasks.lineage.statement import Statement
-from tasks.model_configs import max_positions
+from tasks.model_configs import padded_positions
 from tasks.parameters import Parameters
 from tasks.promotion import decisions, gate
 from tasks.promotion.decisions import Registered
@@ -193,7 +193,7 @@ def _measure(
     from tasks.runtime.place import Files, Place
     from tasks.steps.gate import MEASURED, REQUEST
 
-    positions = [max_positions(read_json(Path(d) / "config.json")) for d in directories.values()]
+    positions = [padded_positions(read_json(Path(d) / "config.json")) for d in directories.values()]
     answer = params.preferences.max_new_tokens
     lengths = {
         "prompt": params.preferences.prompt_tokens,

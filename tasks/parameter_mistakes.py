@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from axon_models.decoder.config import DecoderConfig
-from axon_models.decoder.sizes import SIZES
 from tasks.redact import holds_secret
 
 if TYPE_CHECKING:
+    from axon_models.decoder.config import DecoderConfig
     from tasks.parameter_sections import Model
     from tasks.parameters import Parameters
 
@@ -57,11 +56,15 @@ _ALL_OPEN = sorted({key for keys in _OPEN.values() for key in keys})
 
 def _sizes(m: Model) -> Model | DecoderConfig:
     """What has the model's `d_model`, `n_layers` and `max_positions`: itself, or the published size that it names."""
-    return SIZES[m.preset]() if m.preset in SIZES else m
+    if m.preset in _OPEN:
+        return m
+    from axon_models.decoder.sizes import SIZES  # here, because no stage depends on this file
+
+    return SIZES[m.preset]()
 
 
 def _is_routed(m: Model) -> bool:
-    return SIZES[m.preset]().experts is not None if m.preset in SIZES else "experts" in _OPEN[m.preset]
+    return "experts" in _OPEN[m.preset] if m.preset in _OPEN else _sizes(m).experts is not None
 
 
 def _given(m: Model, key: str) -> Any:
@@ -82,7 +85,7 @@ def _broken_published_shape(m: Model) -> list[str]:
 
 
 def _broken_shape(m: Model) -> list[str]:
-    if m.preset in SIZES:
+    if m.preset not in _OPEN:
         return _broken_published_shape(m)
     wrong = []
     part = 2 if m.preset == "phi" else 1  # one of so many dimensions of a head turns
@@ -111,6 +114,7 @@ def _broken_shape(m: Model) -> list[str]:
 def broken_rules(p: Parameters) -> list[str]:
     """The rules between keys that a single field cannot state."""
     m, wrong = p.model, _broken_shape(p.model)
+    has_own_shape = p.pretrain.init_from is None  # else the stage itself looks at the checkpoint's
     smallest, which = MIN_VOCAB_SIZES[p.tokenizer.kind]
     if p.tokenizer.vocab_size < smallest:
         wrong.append(f"tokenizer.vocab_size={p.tokenizer.vocab_size} must be at least {smallest}: {which}")
@@ -132,7 +136,7 @@ def broken_rules(p: Parameters) -> list[str]:
             f"preferences.prompt_tokens + preferences.max_new_tokens = {longest} must be at most "
             f"model.max_positions={m.max_positions}"
         )
-    if m.rope_scaling is not None and m.rope_scaling.kind == "dynamic":
+    if m.rope_scaling is not None and m.rope_scaling.kind == "dynamic" and has_own_shape:
         trained = math.ceil(m.max_positions / m.rope_scaling.factor)
         lengths = {"pretrain.seq_len": p.pretrain.seq_len, "sft.seq_len": p.sft.seq_len}
         lengths["preferences.prompt_tokens + preferences.max_new_tokens"] = longest
@@ -164,7 +168,6 @@ def broken_rules(p: Parameters) -> list[str]:
         wrong.append("gate.metric=exact_match needs gate.n_maths > 0: prose is not right or wrong")
     if p.runtime.min_workers > p.workers:
         wrong.append(f"runtime.min_workers={p.runtime.min_workers} must be at most workers={p.workers}")
-    has_own_shape = p.pretrain.init_from is None  # else the stage itself holds the checkpoint's against `partition`
     if p.partition == "pipeline" and has_own_shape and _is_routed(m):
         wrong.append(f"partition=pipeline is not for model.preset={m.preset}, whose routers add to the loss; use shard")
     n_layers = _sizes(m).n_layers

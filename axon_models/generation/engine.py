@@ -54,15 +54,17 @@ def generate(
     A row ends after `eos_id` or `max_new_tokens` tokens. How a token is chosen is told at `Sampling`. Row i draws
     from a stream that depends on (seed, first_row + i) alone, so that prompts can be dealt out over several calls.
     Buffers have `kv_length` slots (default: the model's `max_positions`), of which the first `prompt_length`
-    (default: all but `max_new_tokens`) are for prompts. `stream(row, token)` is called for every token as it is
-    chosen. Raises `ValueError` for prompts that are empty, too long or outside the vocabulary, and for settings out
-    of range, and `ScoresError`, which names the model by `name`, where its scores are not finite.
+    (default: all but `max_new_tokens`, as far as prompts may be padded) are for prompts. `stream(row, token)` is
+    called for every token as it is chosen. Raises `ValueError` for prompts that are empty, too long or outside the
+    vocabulary, and for settings out of range, and `ScoresError`, which names the model by `name`, where its scores
+    are not finite.
     """
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
     kv_length = module.config.max_positions if kv_length is None else kv_length
-    prompt_length = kv_length - max_new_tokens if prompt_length is None else prompt_length
+    if prompt_length is None:
+        prompt_length = min(kv_length - max_new_tokens, module.padded_positions)
     _check(module, prompts, max_new_tokens, kv_length, prompt_length)
     if not prompts:
         return []

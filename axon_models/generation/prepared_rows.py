@@ -23,7 +23,6 @@ class _Piece(NamedTuple):
     start: int
     tokens: Sequence[int]
     place: int
-    biases: dict[int, Tensor | None]  # (1, 1, T, S) by the slots of a layer; None: all causally, and nothing earlier
     is_last: bool
 
 
@@ -68,13 +67,13 @@ class PreparedRows:
                     place = 0
                 tokens = prompt[start : start + self._chunk - place]
                 stop = start + len(tokens)
-                biases = {n_slots: self._bias(start, stop, n_slots) for n_slots in set(self._slots)}
-                passes[-1].append(_Piece(row, start, tokens, place, biases, stop == len(prompt)))
+                passes[-1].append(_Piece(row, start, tokens, place, stop == len(prompt)))
                 start, place = stop, place + len(tokens)
         return passes
 
-    def _bias(self, start: int, stop: int, n_slots: int) -> Tensor | None:
-        """What queries at positions start … stop−1 see of the `n_slots` before them and of one another."""
+    def _bias(self, piece: _Piece, n_slots: int) -> Tensor | None:
+        """What a piece's queries see of the `n_slots` before it and of one another; None: all causally, none before."""
+        start, stop = piece.start, piece.start + len(piece.tokens)
         if start == 0 and stop <= n_slots:
             return None
         queries, keys = self._positions[start:stop].unsqueeze(1), self._positions[max(0, start - n_slots) : stop]
@@ -85,10 +84,15 @@ class PreparedRows:
         tokens = torch.tensor([token for piece in pieces for token in piece.tokens])  # (N,)
         positions = torch.cat([self._positions[p.start : p.start + len(p.tokens)] for p in pieces])  # (N,)
 
+        biases = {(p.place, slots): self._bias(p, slots) for p in pieces for slots in set(self._slots)}
+
         def attend(layer: int, work: Work) -> Tensor:
             outputs = torch.empty_like(work.q)  # (N, H, d)
             for piece in pieces:
-                here, bias = slice(piece.place, piece.place + len(piece.tokens)), piece.biases[self._slots[layer]]
+                here, bias = (
+                    slice(piece.place, piece.place + len(piece.tokens)),
+                    biases[piece.place, self._slots[layer]],
+                )
                 q = work.q[here].transpose(0, 1).unsqueeze(0)  # (1, H, T, d)
                 k, v = work.kv[here].permute(1, 2, 0, 3).unsqueeze(1)  # (1, G, T, d) each
                 if piece.start:

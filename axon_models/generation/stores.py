@@ -251,10 +251,9 @@ class _ManyRows:
 
     def reserve(self, n_slots: int) -> None:
         """As `Store.reserve`."""
-        n_slots = min(n_slots, self._length)
+        n_slots = min(-(-n_slots // _STEP) * _STEP, self._length)
         if n_slots > self._keys.shape[4]:
-            values = grown(self._values, n_slots, self._length)
-            self._hold(_wider(self._keys, min(-(-n_slots // _STEP) * _STEP, self._length)), values)
+            self._hold(_wider(self._keys, n_slots), grown(self._values, n_slots, self._length))
 
     def clear(self, row: int) -> None:
         """As `Store.clear`."""

@@ -115,7 +115,7 @@ class _Attention(torch.autograd.Function):
             else:
                 by_head[..., start - first :] += _future(end - start, scores.dtype, scores.device)
             if window is not None:
-                by_head += _past(start - first, end - start, window, scores.dtype, scores.device)
+                _leave_behind(by_head, start - first - window)
             p = scores.softmax(-1)  # (N, R·C, K)
             parts.append(torch.bmm(p, values[:, first:last]).view(batch, groups, -1, end - start, dim))
             kept += [q_part, p]
@@ -168,8 +168,15 @@ def _first_key(start: int, window: int | None) -> int:
     return 0 if window is None else max(0, start - window + 1)
 
 
-@lru_cache(maxsize=32)
-def _past(offset: int, n: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(n, offset + n): −∞ where key s is `window` or more places before query t, which stands at offset + t."""
+def _leave_behind(scores: Tensor, diagonal: int) -> None:
+    """Hide from query t of `scores` (..., n, K) the keys up to t + `diagonal`, which is below 0, in place."""
+    n = scores.shape[-2]
+    if n + diagonal > 0:
+        scores[..., :n] += _past(n, diagonal, scores.dtype, scores.device)
+
+
+@lru_cache(maxsize=256)
+def _past(n: int, diagonal: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, n): −∞ on and below a diagonal, 0 elsewhere."""
     with torch.inference_mode(False):
-        return torch.full((n, offset + n), float("-inf"), dtype=dtype, device=device).tril_(offset - window)
+        return torch.full((n, n), float("-inf"), dtype=dtype, device=device).tril_(diagonal)

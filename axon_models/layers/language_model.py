@@ -65,6 +65,13 @@ class LanguageModel(nn.Module, ABC):
         """How long a padded row may be: in a longer one, padding changes what the model says of the tokens before."""
         return self.config.max_positions
 
+    def check_padding(self, lengths: Tensor, n_tokens: int) -> None:
+        """Raise `ValueError` if rows of `lengths` (B,) tokens, padded to `n_tokens`, are changed by their padding."""
+        if n_tokens > self.padded_positions and int(lengths.min()) < n_tokens:
+            raise ValueError(
+                f"rows padded to {n_tokens} tokens must have at most {self.padded_positions}; score longer ones alone"
+            )
+
     @abstractmethod
     def init_weights(self, generator: Generator) -> None:
         """Weights to start training from; they depend on `generator` alone."""
@@ -164,9 +171,7 @@ class ScalarModel(nn.Module):
 
         Raises `ValueError` where T is above `padded_positions` of the backbone and a row is padded.
         """
-        n_tokens, longest = tokens.shape[1], self.backbone.padded_positions
-        if n_tokens > longest and int(lengths.min()) < n_tokens:
-            raise ValueError(f"rows padded to {n_tokens} tokens must have at most {longest}; score longer ones alone")
+        self.backbone.check_padding(lengths, tokens.shape[1])
         return self(tokens).gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
 
 

@@ -45,7 +45,11 @@ def scalars(model: ScalarModel, tokens: Tensor) -> Tensor:
 
 
 def final_scalars(model: ScalarModel, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The scalar at each row's last token, (B,) float32, of tokens (B, T) padded on the right, lengths (B,) int64."""
+    """The scalar at each row's last token, (B,) float32, of tokens (B, T) padded on the right, lengths (B,) int64.
+
+    Raises `ValueError` where padding would change it (`LanguageModel.padded_positions`).
+    """
+    model.backbone.check_padding(lengths, tokens.shape[1])
     return scalars(model, tokens).gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
 
 
@@ -62,8 +66,8 @@ def score_sequences(model: ScalarModel, sequences: Sequence[list[int]], *, batch
 
 
 def demonstration_mean(model: ScalarModel, demonstrations: Sequence[list[int]]) -> float:
-    """Mean scalar of `demonstrations`; those longer than the model's positions are left out."""
-    fitting = [d for d in demonstrations if len(d) <= model.backbone.config.max_positions]
+    """Mean scalar of `demonstrations`; those longer than the model's positions, or than can be padded, are left out."""
+    fitting = [d for d in demonstrations if len(d) <= model.backbone.padded_positions]
     found = score_sequences(model, fitting)
     return sum(found) / len(found)
 

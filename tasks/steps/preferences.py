@@ -12,7 +12,8 @@ from tasks.alignment.sampling import ANSWER_SHARD, digest_of_model, shard_item
 from tasks.data import records
 from tasks.errors import UserError
 from tasks.evaluation.judge import judge, rank
-from tasks.files import write_json
+from tasks.files import read_json, write_json
+from tasks.model_configs import padded_positions
 from tasks.steps.context import StepContext
 from tasks.tokenizers import bytelevel
 from tasks.tokenizers.chat import END
@@ -25,11 +26,12 @@ def run(context: StepContext) -> None:
     if section.judge == "programmatic":
         found, metrics = _sampled(context)
     else:
+        model_config = context.root / "models" / "sft" / "config.json"  # reward model and DPO pad what is ranked
         found = rankings.read(
             context.root / section.judge,
             tokenizer_dir=context.root / "tokenizer",
             validation_share=_validation_share(context),
-            max_tokens=params.model.max_positions,
+            max_tokens=min(params.model.max_positions, padded_positions(read_json(model_config))),
         )
         metrics = {}
     comparisons.write(context.root, found)

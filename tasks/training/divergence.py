@@ -21,10 +21,20 @@ ROLLBACK = "rollback"
 
 
 class Watch:
-    """Looks at every step of the stage `stage`. `left_out`: [first, last] step of what was left out so far."""
+    """Looks at every step of the stage `stage`. `left_out`: [first, last] step of what was left out so far.
 
-    def __init__(self, stage: str, policy: Divergence, left_out: Sequence[Sequence[int]] = ()) -> None:
-        self._stage, self._policy = stage, policy
+    learning_rate: the highest one, for messages, where it does not stand in params.yaml in so many words.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        policy: Divergence,
+        left_out: Sequence[Sequence[int]] = (),
+        *,
+        learning_rate: float | None = None,
+    ) -> None:
+        self._stage, self._policy, self._rate = stage, policy, learning_rate
         self.left_out = [list(span) for span in left_out]
 
     @property
@@ -49,10 +59,11 @@ class Watch:
         """
         n_times = len(self.left_out)
         if self._policy.policy == "stop" or n_times >= self._policy.max_times:
+            rate = "" if self._rate is None else f" below {self._rate:g}"
             often = f", with {n_times} left out before" if n_times else ""
             raise UserError(
                 f"{self._stage}: {fault} at step {step + 1}{often}; training diverged. "
-                f"Lower {self._stage}.learning_rate (or {self._stage}.clip_norm) in params.yaml and run again; "
+                f"Lower {self._stage}.learning_rate{rate} (or {self._stage}.clip_norm) in params.yaml and run again; "
                 f"divergence.policy there says what to do about single steps.",
                 exit_code=1,
             )

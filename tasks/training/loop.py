@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -137,14 +138,15 @@ def fit(
         world=world,
         asked_to_stop=context.asked_to_stop,
     )
-    first, tokens, curve, watch = 0, 0, Curve(), Watch(recipe.stage, context.params.divergence)
+    watched = partial(Watch, recipe.stage, context.params.divergence, learning_rate=recipe.learning_rate)
+    first, tokens, curve, watch = 0, 0, Curve(), watched()
     saved = checkpoints.load(device)
     if saved is not None:
         tensors, state = saved
         load_training_tensors(model, optimizer, tensors)
         load_generator_tensors(tensors)
         first, tokens, curve = state["step"], state["tokens"], Curve(state["curve"])
-        watch = Watch(recipe.stage, context.params.divergence, state["left_out"])
+        watch = watched(state["left_out"])
         model.train()  # as after the evaluation before the first step; models are read for evaluation
 
     for step in range(first, recipe.n_steps + 1):

@@ -149,10 +149,16 @@ def test_a_scalar_model_scores_the_last_token() -> None:
     torch.testing.assert_close(scores, torch.stack([per_position[0, 8], per_position[1, 2]]))
 
 
-@pytest.mark.parametrize(("preset", "masks"), [("x_llama", (2, 0)), ("mistral", (2, 3))])
-def test_masks_are_made_once_for_all_layers_and_steps(preset: str, masks: tuple[int, int]) -> None:
-    """220 tokens are chunks of 96, 96 and 28: two sizes of what lies ahead, three of what a window leaves behind."""
-    model = Decoder(config_of(preset, vocab_size=67, d_model=16, n_layers=3, heads=2, max_positions=256))
+@pytest.mark.parametrize(
+    ("preset", "window", "masks"), [("x_llama", None, (2, 0)), ("mistral", 32, (2, 3)), ("mistral", 150, (2, 2))]
+)
+def test_masks_are_made_once_for_all_layers_and_steps(preset: str, window: int | None, masks: tuple[int, int]) -> None:
+    """220 tokens are chunks of 96, 96 and 28: two sizes of what lies ahead, and the band's edge where it crosses one.
+
+    A window of 150 begins to hide keys in the second chunk, and in the third from its first query on.
+    """
+    given = {} if window is None else {"window": window}
+    model = Decoder(config_of(preset, vocab_size=67, d_model=16, n_layers=3, heads=2, max_positions=256, **given))
     model.init_weights(torch.Generator().manual_seed(0))
     attend._future.cache_clear()
     attend._past.cache_clear()

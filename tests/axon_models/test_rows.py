@@ -167,6 +167,21 @@ def test_buffers_grow_while_rows_are_written(kind: str) -> None:
     assert_near(logits, recomputed(model, prompts))
 
 
+@pytest.mark.parametrize("lengths", [(129, 5), (150, 140), (200, 7), (97, 250)])
+@pytest.mark.parametrize("n_rows", [2, 5])
+def test_first_prompts_of_any_length_get_room(lengths: tuple[int, int], n_rows: int) -> None:
+    """Keys grow by 32 slots and values by doubling, and both must hold what is written next."""
+    model = small_decoder(max_positions=300)
+    rows = PreparedRows(model, n_rows=n_rows, length=300, chunk=512)
+    prompts = [some_tokens(n, seed=n).tolist() for n in lengths]
+    with torch.inference_mode():
+        assert_near(rows.add(prompts), recomputed(model, prompts))
+        for step in range(20):
+            for text in prompts:
+                text.append(step)
+            assert_near(rows.step(torch.tensor([step, step])), recomputed(model, prompts))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_in_the_place_of_a_longer_one_sees_nothing_of_it(kind: str) -> None:
     model = small_decoder()

@@ -18,6 +18,7 @@ from axon_models.layers.attend import causal
 from axon_models.layers.language_model import ScalarModel, scalar_head
 from axon_models.layers.rotary import rotate
 from axon_models.model_files import PAD_ID
+from tasks.alignment import rewards
 from tests.axon_models.small import small_decoder, some_tokens
 from tests.parity.compare import (
     assert_cached_is_uncached,
@@ -102,6 +103,7 @@ def test_padding_past_the_trained_length_is_refused_where_it_would_change_answer
     with pytest.raises(ValueError, match=r"prompt_length=17 must be at most 16, .*rope_scaling.*; use Batcher"):
         generate(model, [[3, 4]], prompt_length=17, **sizes)
     generate(model, [[3, 4]], prompt_length=16, **sizes)
+    assert generate(model, [[3, 4]], **sizes) == generate(model, [[3, 4]], prompt_length=16, **sizes)
     scalar = ScalarModel(model, torch.nn.Linear(24, 1))
     tokens = some_tokens(2, 17)
     with pytest.raises(ValueError, match="rows padded to 17 tokens must have at most 16"):
@@ -109,6 +111,10 @@ def test_padding_past_the_trained_length_is_refused_where_it_would_change_answer
     whole = scalar.score(tokens, torch.tensor([17, 17]))
     torch.testing.assert_close(whole[:1], scalar.score(tokens[:1], torch.tensor([17])), atol=1e-5, rtol=0)
     scalar.score(tokens[:, :16], torch.tensor([16, 9]))
+    with pytest.raises(ValueError, match="rows padded to 17 tokens must have at most 16"):
+        rewards.final_scalars(scalar, tokens, torch.tensor([17, 9]))
+    short, long = some_tokens(1, 9).tolist(), some_tokens(1, 17).tolist()
+    assert rewards.demonstration_mean(scalar, short + long) == pytest.approx(rewards.demonstration_mean(scalar, short))
 
 
 @pytest.mark.parametrize(("kv_heads", "slices"), [(6, 2), (6, 3), (2, 2)])

@@ -19,7 +19,7 @@ from tasks.files import read_json
 from tasks.lineage.records import parquet_files, sampling
 from tasks.lineage.records.ids import Ids, of_bytes, of_column, order
 from tasks.lineage.records.sampling import Numbers, n_evaluations, seed_of, times_taken
-from tasks.model_configs import max_positions
+from tasks.model_configs import padded_positions
 from tasks.runtime.stages import value_at
 
 # What a record was to an execution, and what its count counts.
@@ -218,7 +218,7 @@ def _reward_model(root: Path, parameters: Parameters) -> list[Uses]:
     seed, digits = _value(parameters, "seed"), [row.tobytes().hex() for row in index["record_id"]]
     keys = [seed_of(seed, "demonstrations", text) for text in digits]
     first = np.array(sorted(range(len(keys)), key=lambda item: keys[item])[:N_CALIBRATING], dtype=np.int64)
-    longest = max_positions(_json(root, "models/reward_model/config.json"))
+    longest = padded_positions(_json(root, "models/reward_model/config.json"))
     fitting = first[index["length"][first] <= longest]
     return [
         *_compared(root, parameters, "reward_model", evaluations_an_epoch=1),
