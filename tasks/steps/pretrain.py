@@ -40,9 +40,10 @@ def run(context: StepContext) -> None:
     params, section = context.params, context.params.pretrain
     device = setup(params)
     model = (new_model(context) if section.init_from is None else started_model(context)).to(device)
+    recipe = Recipe.of(STAGE, section, params.precision, model.config)
     fitted = fit(
         model,
-        Recipe.of(STAGE, section, params.precision, model.config),
+        recipe,
         batch=batches(context, device),
         loss=stream_loss,
         evaluate=validation(context, model),
@@ -58,6 +59,7 @@ def run(context: StepContext) -> None:
             "loss": fitted.curve.mean_of_last("loss", 20),
             "n_parameters": sum(p.numel() for p in model.parameters()),
             "tokens": fitted.tokens,
+            "highest_learning_rate": recipe.learning_rate,
             **({} if section.init_from is None else {"started_from": section.init_from}),
             **fitted.recorded(),
         },

@@ -50,6 +50,7 @@ def tune(context: StepContext, model: LanguageModel, recipe: Recipe, *, batch_si
             "validation_loss": fitted.curve.last("validation_loss"),
             "validation_token_accuracy": fitted.curve.last("validation_token_accuracy"),
             "tokens": fitted.tokens,
+            "highest_learning_rate": recipe.learning_rate,
             **fitted.recorded(),
             "n_steps": recipe.n_steps,
             "n_rows": len(train.rows),

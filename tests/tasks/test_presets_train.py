@@ -20,6 +20,7 @@ from axon_models.generation.engine import generate
 from axon_models.layers.language_model import LanguageModel
 from axon_models.presets import PRESETS, build
 from tasks.errors import UserError
+from tasks.files import read_json
 from tasks.parameter_mistakes import _OPEN
 from tasks.parameter_sections import Preset
 from tasks.steps import pretrain, sft
@@ -49,6 +50,7 @@ def highest_learning_rates(root: Path) -> list[float]:
     for stage in ("pretrain", "sft"):
         with (root / "metrics" / "curves" / f"{stage}.csv").open() as file:
             found.append(max(float(row["learning_rate"] or 0) for row in csv.DictReader(file)))
+        assert read_json(root / "metrics" / f"{stage}.json")["highest_learning_rate"] == found[-1]
     return found
 
 
