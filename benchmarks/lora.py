@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from axon_models.decoder.sizes import SIZES
+
 PAIRS_A_STEP, N_TOKENS = 4, 64
 
 
@@ -45,7 +47,6 @@ def prepare(root: Path, asked: argparse.Namespace) -> int:
 
     from axon_models import checkpoint
     from axon_models.decoder.model import Decoder
-    from axon_models.decoder.sizes import SIZES
     from tasks.alignment import comparisons
     from tasks.alignment.comparisons import Comparison
     from tests.tasks.tiny_root import make_root
@@ -84,7 +85,7 @@ def measured(root: Path, asked: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="phi_1")
+    parser.add_argument("--preset", default="phi_1", choices=SIZES, metavar="NAME", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from axon_models.decoder.model import Decoder
 from axon_models.generation.prepared import Prepared, Work
-from axon_models.generation.stores import slots_of, store_for
+from axon_models.generation.stores_by_window import slots_of, store_for
 from axon_models.layers.attend import as_bias
 
 

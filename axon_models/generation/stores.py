@@ -10,8 +10,7 @@ a row's numbers do not depend on what stands beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -65,85 +64,14 @@ class Store(Protocol):
         ...
 
 
-def slots_of(window: int | None, length: int) -> int:
-    """How many positions a layer with this window ever sees of a row of `length`."""
-    return length if window is None else min(window, length)
-
-
-def store_for(config: DecoderConfig, *, n_rows: int, length: int, growing: bool, dtype: torch.dtype) -> Store:
-    """A store of `n_rows` rows of up to `length` tokens. dtype: of keys and values of several rows.
-
-    Those of a single row are float32: a batch of two small products in bfloat16 takes four times as long.
-    """
-
-    def store(n_layers: int, n_slots: int) -> Store:
-        sizes = replace(config, n_layers=n_layers)
-        if n_rows == 1:
-            return _OneRow(sizes, length=n_slots, growing=growing)
-        return _ManyRows(sizes, n_rows=n_rows, length=n_slots, growing=growing, dtype=dtype)
-
-    by_layer = [slots_of(window, length) for window in config.windows]
-    stores = {n_slots: store(by_layer.count(n_slots), n_slots) for n_slots in dict.fromkeys(by_layer)}
-    return stores[by_layer[0]] if len(stores) == 1 else _ByWindow(stores, by_layer)
-
-
-class _ByWindow:
-    """A store for all layers with the same number of slots."""
-
-    def __init__(self, stores: Mapping[int, Store], by_layer: Sequence[int]) -> None:
-        self._stores = list(stores.values())
-        self._places = [(stores[n], by_layer[:layer].count(n)) for layer, n in enumerate(by_layer)]
-
-    @property
-    def slots(self) -> list[int]:
-        """As `Store.slots`."""
-        return [store.slots[place] for store, place in self._places]
-
-    def reserve(self, n_slots: int) -> None:
-        """As `Store.reserve`."""
-        for store in self._stores:
-            store.reserve(n_slots)
-
-    def clear(self, row: int) -> None:
-        """As `Store.clear`."""
-        for store in self._stores:
-            store.clear(row)
-
-    def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
-        """As `Store.put`."""
-        store, place = self._places[layer]
-        store.put(place, row, start, kv)
-
-    def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
-        """As `Store.get`."""
-        store, place = self._places[layer]
-        return store.get(place, row, stop)
-
-    def move(self, order: Sequence[int]) -> None:
-        """As `Store.move`."""
-        for store in self._stores:
-            store.move(order)
-
-    def step(self, lengths: Sequence[int]) -> Attend:
-        """As `Store.step`."""
-        attends = {id(store): store.step(lengths) for store in self._stores}
-        by_layer = [(attends[id(store)], place) for store, place in self._places]
-
-        def attend(layer: int, work: Work) -> Tensor:
-            of_store, place = by_layer[layer]
-            return of_store(place, work)
-
-        return attend
-
-
-def _slots(start: int, stop: int, length: int) -> Tensor | slice:
+def _places(start: int, stop: int, length: int) -> Tensor | slice:
     """Where the positions start … stop−1 stand among `length` slots, in order."""
     if stop <= length:
         return slice(start, stop)
     return torch.arange(start, stop) % length
 
 
-class _OneRow:
+class OneRow:
     """Of a single row, which sees all that it holds."""
 
     def __init__(self, config: DecoderConfig, *, length: int, growing: bool) -> None:
@@ -166,11 +94,11 @@ class _OneRow:
     def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
         """As `Store.put`."""
         stop, kept = start + kv.shape[0], kv[-self._length :]
-        self._buffer[layer, :, :, _slots(stop - kept.shape[0], stop, self._length)] = kept.permute(1, 2, 0, 3)
+        self._buffer[layer, :, :, _places(stop - kept.shape[0], stop, self._length)] = kept.permute(1, 2, 0, 3)
 
     def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
         """As `Store.get`."""
-        slots = _slots(max(0, stop - self._length), stop, self._length)
+        slots = _places(max(0, stop - self._length), stop, self._length)
         keys, values = self._buffer[layer, :, None, :, slots].unbind(0)
         return keys, values
 
@@ -218,7 +146,7 @@ class _StepWork(NamedTuple):
     seen: _Bags
 
 
-class _ManyRows:
+class ManyRows:
     """Of several rows: keys as (d, S), so that a step's scores are sums of their rows.
 
     Below a group's keys stands one row more, 0 where the slot is written and −∞ elsewhere, and behind each query a 1:
@@ -262,7 +190,7 @@ class _ManyRows:
     def put(self, layer: int, row: int, start: int, kv: Tensor) -> None:
         """As `Store.put`."""
         stop, kept = start + kv.shape[0], kv[-self._length :]
-        slots = _slots(stop - kept.shape[0], stop, self._length)
+        slots = _places(stop - kept.shape[0], stop, self._length)
         keys, values = kept.to(self._dtype).unbind(1)  # (T, G, d)
         self._keys[layer, row, :, :-1, slots] = keys.permute(1, 2, 0)
         self._keys[layer, row, :, -1, slots] = 0.0
@@ -270,12 +198,9 @@ class _ManyRows:
 
     def get(self, layer: int, row: int, stop: int) -> tuple[Tensor, Tensor]:
         """As `Store.get`."""
-        slots = _slots(max(0, stop - self._length), stop, self._length)
-        keys, values = (
-            self._keys[layer, None, row, :, :-1],
-            self._values[layer, None, row],
-        )  # (1, G, d, S), (1, G, S, d)
-        return keys[..., slots].transpose(2, 3), values[:, :, slots]
+        slots = _places(max(0, stop - self._length), stop, self._length)
+        keys = self._keys[layer, None, row, :, :-1, slots].transpose(2, 3)
+        return keys, self._values[layer, None, row, :, slots]
 
     def move(self, order: Sequence[int]) -> None:
         """As `Store.move`."""

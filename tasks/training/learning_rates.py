@@ -6,8 +6,8 @@ from axon_models.decoder.config import DecoderConfig
 from axon_models.layers.language_model import Sizes
 
 LEARNING_RATES = {"pretrain": 3.0e-3, "sft": 1.2e-3}
-# Where each block ends with its norm, gradients are large near the output at the start (Xiong et al. 2020, section
-# 3.2). At the rates above such a model learns little more than how frequent tokens are (docs/zoo_default.md).
+# Where each block ends with its norm, gradients are large near the output at the start (Xiong et al. 2020).
+# At the rates above such a model learns little more than how frequent tokens are (docs/zoo_default.md).
 LEARNING_RATES_POST_NORM = {"pretrain": 1.0e-3, "sft": 6.0e-4}
 
 

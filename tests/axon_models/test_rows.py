@@ -21,7 +21,7 @@ from axon_models.generation.caches import FIRST_SLOTS, GrowingKVCache, grown, mo
 from axon_models.generation.prepared import can_prepare
 from axon_models.generation.prepared_rows import PreparedRows
 from axon_models.generation.rows import ModuleRows, Rows, rows_for
-from axon_models.generation.stores import store_for
+from axon_models.generation.stores_by_window import store_for
 from axon_models.layers.cache import KVCache
 from axon_models.layers.language_model import Cache
 from axon_models.layers.rolling_cache import RollingCache
